@@ -272,5 +272,8 @@ def _convert(hint: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return from_dict(typing.cast("type[Any]", hint), value)
     if origin is tuple:
-        return tuple(_convert(typing.get_args(hint)[0] if typing.get_args(hint) else Any, item) for item in value)
+        kinds = typing.get_args(hint)
+        if len(kinds) == 2 and kinds[1] is Ellipsis:
+            kinds = kinds[:1] * len(value)
+        return tuple(_convert(kind, item) for kind, item in zip(kinds, value, strict=True))
     return value
