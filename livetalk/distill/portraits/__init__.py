@@ -1,0 +1,11 @@
+"""Illustrated talking portraits with exact ground truth: the pictures the embedded model is trained and measured on.
+
+`Face.sample(seed)` says who, `animate(mouth, seed, motion, mood)` how they move, `draw_clip(face, poses, size)` makes the
+pictures, `caption` a sentence about them. Only drawing needs skia-python, which is imported when the first picture is made.
+"""
+
+from livetalk.distill.portraits.drawing import draw, draw_clip
+from livetalk.distill.portraits.face import Face
+from livetalk.distill.portraits.motion import MOODS, MOTIONS, POSE_FIELDS, Pose, Poses, animate, caption
+
+__all__ = ["MOODS", "MOTIONS", "POSE_FIELDS", "Face", "Pose", "Poses", "animate", "caption", "draw", "draw_clip"]
