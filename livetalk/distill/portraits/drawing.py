@@ -11,7 +11,7 @@ from livetalk.distill.portraits.brush import Brush
 from livetalk.distill.portraits.face import Face
 from livetalk.distill.portraits.motion import Pose
 
-HEAD_X, HEAD_Y, NECK = 0.5, 0.475, 0.34
+HEAD_X, HEAD_Y, NECK = 0.5, 0.49, 0.34
 
 
 def draw(face: Face, pose: Pose, size: int) -> np.ndarray:

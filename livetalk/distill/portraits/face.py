@@ -25,8 +25,8 @@ BACKDROPS = (("cfe3e8", "7fa9b8"), ("f6e3cf", "d9a98a"), ("d7dcf0", "8b90c0"), (
              ("c4d7f2", "6f95cf"), ("e9d8c4", "a68a70"))  # fmt: skip
 STYLES = ("short", "parted", "bun", "long", "bob", "curly", "wavy", "spiky", "buzz", "bald", "ponytail", "fringe",
           "swept", "afro")  # fmt: skip
-FEMALE = (0.03, 0.06, 0.12, 0.15, 0.13, 0.10, 0.12, 0.01, 0.01, 0.01, 0.10, 0.09, 0.02, 0.05)
-MALE = (0.20, 0.17, 0.02, 0.03, 0.02, 0.08, 0.03, 0.10, 0.10, 0.09, 0.01, 0.02, 0.09, 0.04)
+FEMALE = (0.03, 0.06, 0.12, 0.15, 0.13, 0.09, 0.13, 0.01, 0.01, 0.01, 0.10, 0.09, 0.03, 0.04)
+MALE = (0.20, 0.17, 0.02, 0.03, 0.0, 0.08, 0.03, 0.10, 0.10, 0.09, 0.01, 0.0, 0.13, 0.04)
 
 
 def colour(text: str) -> RGB:
@@ -102,7 +102,7 @@ class Face:
         tone = int(rng.integers(len(SKINS)))
         skin = colour(SKINS[tone])
         dark_skin = sum(skin) < 1.75
-        hair_names = GREYS if age > 0.62 else (HAIRS[:5] * 3 + HAIRS[11:12] + HAIRS[13:]) if dark_skin else HAIRS
+        hair_names = GREYS if age > 0.66 else (HAIRS[:4] * 6 + HAIRS[4:6] + HAIRS[13:]) if dark_skin else HAIRS[:10] * 3 + HAIRS[10:]
         hair = colour(pick(hair_names))
         style = pick(STYLES, FEMALE if woman else MALE)
         near_far = BACKDROPS[int(rng.integers(len(BACKDROPS)))]
@@ -135,5 +135,5 @@ class Face:
             freckles=bool(rng.random() < (0.0 if dark_skin else 0.14)),
             earrings=bool(rng.random() < (0.55 if woman else 0.06)),
             parting=float(rng.choice([-1.0, 1.0])),
-            scale=near(1.0, 0.05), offset_x=near(0.0, 0.03), offset_y=near(0.0, 0.018),
+            scale=near(1.09, 0.05), offset_x=near(0.0, 0.026), offset_y=near(0.0, 0.016),
         )  # fmt: skip

@@ -23,6 +23,11 @@ def shade(face: Face) -> tuple[float, ...]:
     return (r * 0.76, g * 0.66, b * 0.64)
 
 
+def glare(face: Face) -> float:
+    """How strongly light shows on this skin: less on dark skin, where a pale spot would look like paint."""
+    return float(min(1.0, 0.10 + 0.36 * sum(face.skin)))
+
+
 def place(face: Face, pose: Pose, x: float, y: float, depth: float = 1.0) -> tuple[float, float, float]:
     """Where a point of the resting face goes when the head turns: x, y and how narrow it is seen."""
     radius = face.width * 1.2
@@ -44,7 +49,7 @@ def outline(brush: Brush, face: Face, pose: Pose) -> Any:
 
 def draw_skin(brush: Brush, face: Face, pose: Pose, edge: Any) -> None:
     """Skin with light from one side, blush, forehead glow, freckles and the lines of age."""
-    dark, light = shade(face), mix(face.skin, WARM, 0.34)
+    dark, light = shade(face), mix(face.skin, WARM, 0.34 * glare(face))
     w, h = face.width, face.length
     centre = (face.light * 0.38 * w + 0.02 * pose.yaw, -0.24 * h)
     brush.fill(edge, brush.radial(centre, 1.55 * h, [light, face.skin, mix(face.skin, dark, 0.45), dark], (0.0, 0.36, 0.72, 1.0)))
@@ -53,8 +58,8 @@ def draw_skin(brush: Brush, face: Face, pose: Pose, edge: Any) -> None:
         cheeks = face.blush + 0.16 * max(pose.smile, 0.0)
         for side in (-1, 1):
             x, y, narrow = place(face, pose, side * 0.135, 0.098 - 0.012 * max(pose.smile, 0.0))
-            brush.glow(x, y, 0.068 * narrow, 0.050, (0.86, 0.34, 0.30), cheeks)
-            brush.glow(x, y - 0.028, 0.04 * narrow, 0.022, WARM, 0.20)
+            brush.glow(x, y, 0.068 * narrow, 0.050, (0.86, 0.34, 0.30), cheeks * glare(face))
+            brush.glow(x, y - 0.028, 0.04 * narrow, 0.022, WARM, 0.20 * glare(face))
         if face.freckles:
             rng = np.random.default_rng(face.seed)
             for u, v in rng.uniform(-1, 1, (26, 2)):
@@ -86,8 +91,8 @@ def draw_nose(brush: Brush, face: Face, pose: Pose) -> None:
                           (tip_x + side * 0.018, tip_y + 0.004, tip_x + side * 0.006, tip_y - 0.03, top_x + side * 0.004, top_y))  # fmt: skip
     brush.fill(bridge, brush.linear((0, top_y), (0, tip_y), [fade(dark, 0.10), fade(dark, 0.42)]))
     brush.glow(tip_x, tip_y + 0.018, half * 1.5, 0.016, dark, 0.45)
-    brush.glow(tip_x + face.light * 0.006, tip_y - 0.010, 0.026, 0.024, WARM, 0.62)
-    brush.glow((tip_x + top_x) / 2 + face.light * 0.004, (tip_y + top_y) / 2 - 0.01, 0.011, 0.046, WARM, 0.34)
+    brush.glow(tip_x + face.light * 0.006, tip_y - 0.010, 0.026, 0.024, WARM, 0.60 * glare(face) ** 1.5)
+    brush.glow((tip_x + top_x) / 2 + face.light * 0.004, (tip_y + top_y) / 2 - 0.01, 0.011, 0.046, WARM, 0.34 * glare(face) ** 1.5)
     nostril = fade(mix(dark, BLACK, 0.45), 0.80)
     for s in (-1, 1):
         brush.oval(tip_x + s * half * 0.46, tip_y + 0.0135, 0.0082 * face.nose_width, 0.0042, nostril)

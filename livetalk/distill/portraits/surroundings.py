@@ -104,7 +104,7 @@ def _tones(face: Face) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def _blobs(brush: Brush, face: Face, centres: list[tuple[float, float]], radius: float) -> None:
     dark, light = _tones(face)
     for x, y in centres:
-        brush.oval(x, y, radius, radius, brush.radial((x + face.light * 0.3 * radius, y - 0.4 * radius), radius * 1.5, [light, face.hair, dark]))
+        brush.oval(x, y, radius, radius, brush.radial((x + face.light * 0.3 * radius, y - 0.4 * radius), radius * 1.7, [mix(light, face.hair, 0.35), face.hair, mix(dark, face.hair, 0.30)]))
 
 
 def draw_back_hair(brush: Brush, face: Face, pose: Pose) -> None:
@@ -127,17 +127,31 @@ def draw_back_hair(brush: Brush, face: Face, pose: Pose) -> None:
         tail = [(0, -h - 0.03), (s * 0.20, -h + 0.01), (s * (w + 0.085), -0.10), (s * (w + 0.075), 0.16), (s * (w + 0.02), 0.36), (s * (w - 0.02), 0.20), (s * (w - 0.05), -0.08)]
         brush.fill(brush.curve([(x + 2 * shift, y) for x, y in tail]), deep)
     elif face.style in ("curly", "afro"):
-        big = face.style == "afro"
-        ring, count, r = (1.28 if big else 1.12), (17 if big else 13), (0.088 if big else 0.068)
-        turn = np.linspace(-np.pi * 1.22, np.pi * 0.22, count)
-        _blobs(brush, face, [(float(np.cos(t)) * w * ring + shift, float(np.sin(t)) * h * (ring - 0.08) - 0.03) for t in turn], r)
-        brush.oval(shift, -0.08, w * ring, h * 0.9, face.hair)
+        _cloud(brush, face, shift)
+
+
+def _cloud(brush: Brush, face: Face, shift: float) -> None:
+    """Curls behind the head: one bumpy outline, then locks with a little light on each."""
+    afro = face.style == "afro"
+    wide, high, bumps, deep = (face.width * 1.40, 0.345, 26, 0.030) if afro else (face.width * 1.24, 0.330, 15, 0.055)
+    dark, light = _tones(face)
+    rng = np.random.default_rng([face.seed, 2])
+    turn = np.linspace(0, 2 * np.pi, 2 * bumps, endpoint=False)
+    reach = 1.0 + deep * np.where(np.arange(2 * bumps) % 2, 1.0, -1.0) * rng.uniform(0.7, 1.3, 2 * bumps)
+    edge = [(shift + wide * r * float(np.cos(t)), -0.075 + high * r * float(np.sin(t))) for r, t in zip(reach, turn)]
+    shape = brush.curve(edge)
+    brush.fill(shape, brush.radial((face.light * 0.12, -0.28), 0.62, [light, face.hair, dark], (0.0, 0.42, 1.0)))
+    with brush.clipped(shape):
+        for r, t in zip(np.sqrt(rng.uniform(0.55, 1.0, 34)), rng.uniform(0, 2 * np.pi, 34)):
+            x, y, s = shift + 0.93 * wide * r * float(np.cos(t)), -0.075 + 0.93 * high * r * float(np.sin(t)), 0.020 if afro else 0.032
+            arc = brush.cubics((x - s, y + 0.3 * s), (x - s, y - s, x + s, y - s, x + s, y + 0.3 * s), closed=False)
+            brush.stroke(arc, fade(light if t > np.pi else dark, 0.42), 0.0075)
 
 
 def _hairline(face: Face) -> list[tuple[float, float]]:
     """Lower edge of the cap from the right temple to the left, for a head parted on the right (x > 0)."""
     w, h = face.width, face.length
-    side = [(w * 0.965, -0.10), (w * 0.84, -0.50 * h)]
+    side = [(w * 0.935, -0.085), (w * 0.85, -0.46 * h)]
     lines = {
         "short": side + [(w * 0.40, -0.66 * h), (0, -0.69 * h), (-w * 0.40, -0.66 * h), (-w * 0.84, -0.50 * h)],
         "parted": side + [(w * 0.42, -0.78 * h), (-w * 0.10, -0.58 * h), (-w * 0.62, -0.42 * h), (-w * 0.88, -0.22 * h)],
@@ -150,7 +164,7 @@ def _hairline(face: Face) -> list[tuple[float, float]]:
     }  # fmt: skip
     middle = side + [(w * 0.44, -0.72 * h), (0, -0.79 * h), (-w * 0.44, -0.72 * h), (-w * 0.84, -0.50 * h)]
     lasts = {"long": (-w * 0.99, 0.02), "bob": (-w * 0.99, 0.04), "wavy": (-w * 1.0, 0.02), "fringe": (-w * 0.99, 0.06)}
-    return lines.get(face.style, middle) + [lasts.get(face.style, (-w * 0.965, -0.10))]
+    return lines.get(face.style, middle) + [lasts.get(face.style, (-w * 0.935, -0.085))]
 
 
 def draw_front_hair(brush: Brush, face: Face, pose: Pose) -> None:
@@ -162,7 +176,7 @@ def draw_front_hair(brush: Brush, face: Face, pose: Pose) -> None:
     dark, light = _tones(face)
     s, turn = face.parting, 0.026 * pose.yaw
     out = 0.012 if face.style in ("short", "buzz", "bun", "ponytail", "spiky") else 0.026
-    tip = 0.02 if face.style in ("long", "bob", "wavy", "fringe") else -0.06
+    tip = 0.02 if face.style in ("long", "bob", "wavy", "fringe") else -0.035
     top = [(-w - out * 0.5, tip), (-w - out, -0.40 * h), (-0.74 * w, -0.86 * h - lift * 0.7), (-0.1 * w, -h - lift), (0.45 * w, -h - lift * 0.72), (0.82 * w, -0.76 * h - lift * 0.4), (w + out, -0.34 * h), (w + out * 0.5, tip)]
     low = [(x + turn / s * (1.0 if abs(x) < 0.9 * w else 0.2), y + 0.026 * pose.pitch) for x, y in _hairline(face)]
     with brush.moved(0.006 * pose.yaw, 0.0, 1.0, s):
@@ -179,20 +193,23 @@ def draw_front_hair(brush: Brush, face: Face, pose: Pose) -> None:
                 brush.fill(brush.cubics((ax - 0.02, ay + 0.055), (ax, ay, mid[0] - 0.01, mid[1] + 0.03, *mid), (mid[0] + 0.008, mid[1] + 0.04, bx, by, bx + 0.02, by + 0.055)),
                            brush.linear(mid, (mid[0], mid[1] + 0.11), [light, face.hair]))  # fmt: skip
     if face.style in ("curly", "afro"):
-        line = [(x, y - 0.006) for x, y in low]
-        _blobs(brush, face, [((line[i][0] * (1 - k) + line[i + 1][0] * k), line[i][1] * (1 - k) + line[i + 1][1] * k - 0.02) for i in range(len(line) - 1) for k in (0.0, 0.5)], 0.045)
+        r = 0.044 if face.style == "curly" else 0.030
+        spots = [(low[i][0] * (1 - k) + low[i + 1][0] * k, low[i][1] * (1 - k) + low[i + 1][1] * k - 0.012) for i in range(len(low) - 1) for k in (0.0, 0.5)]
+        _blobs(brush, face, [(x * face.parting * 0.97, y) for x, y in spots + [(0.5 * a, -0.245 - 0.02 * (a == 0)) for a in (-0.28, 0, 0.28)]], r)
 
 
 def _strands(brush: Brush, face: Face, low: list[tuple[float, float]], lift: float) -> None:
     w, h = face.width, face.length
     dark, light = _tones(face)
-    root = (0.36 * w if face.style in ("parted", "long", "bob") else 0.0, -h - lift * 0.4)
-    for i, u in enumerate(np.linspace(-1.0, 1.0, 11)):
-        end = (u * w * 1.05, -0.02 - 0.42 * h * (1.0 - u * u))
-        bend = (root[0] * 0.4 + end[0] * 0.92, -0.86 * h - lift * 0.3)
-        tone = fade(light if i % 2 else dark, 0.30)
-        brush.stroke(brush.cubics(root, (*bend, end[0], (bend[1] + end[1]) / 2, *end), closed=False), tone, 0.007)
-    brush.glow(face.light * face.parting * 0.34 * w, -0.86 * h, 0.52 * w, 0.075, light, 0.60)
+    parted = face.style in ("parted", "long", "bob", "wavy", "swept")
+    root_x, spread = (0.34 * w, 0.10) if parted else (0.0, 0.62)
+    for i, u in enumerate(np.linspace(-0.96, 0.96, 12)):
+        start = (root_x + u * spread * w, -h - lift * 0.9)
+        end = (u * w * 1.02, -0.02 - 0.50 * h * (1.0 - u * u))
+        bend = (start[0] * 0.35 + end[0] * 0.85, -0.88 * h)
+        tone = fade(light if i % 2 else dark, 0.24)
+        brush.stroke(brush.cubics(start, (*bend, end[0], (bend[1] + end[1]) / 2, *end), closed=False), tone, 0.006 + 0.003 * (i % 3))
+    brush.glow(face.light * face.parting * 0.36 * w, -0.88 * h, 0.56 * w, 0.070, light, 0.62)
 
 
 def hair_shadow(brush: Brush, face: Face, pose: Pose, edge: Any) -> None:
