@@ -11,8 +11,8 @@ import numpy as np
 
 RGB = tuple[float, float, float]
 
-SKINS = ("f8dcc8", "f3cdb0", "edbe9c", "e5b08a", "d9a077", "cb8d62", "b67a50", "a06840", "875536", "70452c", "5b3724",
-         "492c1e", "f0c6b4", "dba888")  # fmt: skip
+SKINS = ("f8dcc8", "f3cdb0", "edbe9c", "e5b08a", "d9a077", "cb8d62", "b67a50", "a06840", "875536", "70452c", "673f2a",
+         "56351f", "f0c6b4", "dba888")  # fmt: skip
 HAIRS = ("1c1614", "2b1d17", "402819", "5b3a22", "7a4f2b", "a06d35", "c9964a", "e3bf78", "8e3b1e", "b5532a", "c9c5c0",
          "8d8a89", "e8e2d8", "37415e", "6b3350")  # fmt: skip
 GREYS = ("c9c5c0", "8d8a89", "e8e2d8", "a5a09b")
@@ -102,13 +102,13 @@ class Face:
         tone = int(rng.integers(len(SKINS)))
         skin = colour(SKINS[tone])
         dark_skin = sum(skin) < 1.75
-        hair_names = GREYS if age > 0.66 else (HAIRS[:4] * 6 + HAIRS[4:6] + HAIRS[13:]) if dark_skin else HAIRS[:10] * 3 + HAIRS[10:]
+        hair_names = GREYS if age > 0.70 else (HAIRS[:4] * 6 + HAIRS[4:6] + HAIRS[13:]) if dark_skin else HAIRS[:10] * 3 + HAIRS[10:]
         hair = colour(pick(hair_names))
         style = pick(STYLES, FEMALE if woman else MALE)
         near_far = BACKDROPS[int(rng.integers(len(BACKDROPS)))]
         cloth = colour(pick(CLOTHES))
         rose = colour(pick(("c4626a", "b8555a", "cc7a74", "a8434f", "d1706f"))) if woman else colour("b9706a")
-        lip = tuple(float(0.50 * r + 0.50 * s * (0.82, 0.62, 0.60)[i]) for i, (r, s) in enumerate(zip(rose, skin)))
+        lip = tuple(float(0.58 * r + 0.42 * s * (0.84, 0.60, 0.58)[i]) for i, (r, s) in enumerate(zip(rose, skin)))
         beard = "none" if woman else pick(("none", "stubble", "full", "goatee", "moustache"), (0.46, 0.16, 0.2, 0.1, 0.08))
         return cls(
             seed=seed, skin=skin, hair=hair, lip=(lip[0], lip[1], lip[2]), cloth=cloth,
@@ -125,7 +125,7 @@ class Face:
             width=near(0.236 - 0.008 * feminine, 0.014), length=near(0.300, 0.016),
             jaw=near(0.80 - 0.10 * feminine, 0.09), chin=near(0.37 - 0.08 * feminine, 0.09),
             cheek=near(1.0, 0.03), ears=near(1.0, 0.2),
-            eye_size=near(1.0 + 0.07 * feminine, 0.10), eye_gap=near(0.099, 0.007), eye_tall=near(1.0, 0.18),
+            eye_size=near(1.05 + 0.06 * feminine, 0.09), eye_gap=near(0.099, 0.007), eye_tall=near(1.0, 0.18),
             eye_tilt=near(0.003, 0.007),
             brow_thick=near(1.15 - 0.38 * feminine, 0.25), brow_arch=near(0.9 + 0.2 * feminine, 0.5),
             brow_lift=near(0.0, 0.008),

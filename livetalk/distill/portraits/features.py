@@ -31,7 +31,7 @@ def glare(face: Face) -> float:
 def place(face: Face, pose: Pose, x: float, y: float, depth: float = 1.0) -> tuple[float, float, float]:
     """Where a point of the resting face goes when the head turns: x, y and how narrow it is seen."""
     radius = face.width * 1.2
-    rest, turn = float(np.arcsin(x / radius)), 0.30 * pose.yaw * depth
+    rest, turn = float(np.arcsin(x / radius)), 0.25 * pose.yaw * depth
     return radius * np.sin(rest + turn), y + 0.040 * pose.pitch * depth, float(np.cos(rest + turn) / np.cos(rest))
 
 
@@ -43,7 +43,7 @@ def outline(brush: Brush, face: Face, pose: Pose) -> Any:
     right = [(0.0, -h), (0.58 * w, -0.86 * h), (0.93 * w, -0.46 * h), (w, -0.02 * h), (0.97 * face.cheek * w, 0.28 * h),
              ((0.25 + 0.75 * face.jaw) * 0.93 * w, jaw_y), (chin + 0.14 * w, 0.90 * h + drop), (chin * 0.35, h + drop)]  # fmt: skip
     left = [(-x, y) for x, y in reversed(right[1:])]
-    lean = 0.018 * pose.yaw
+    lean = 0.032 * pose.yaw
     return brush.curve([(x + lean * (0.4 + max(y, 0.0) * 2.2), y + 0.008 * pose.pitch) for x, y in right + left])
 
 
@@ -156,7 +156,7 @@ def draw_brows(brush: Brush, face: Face, pose: Pose) -> None:
     tone = fade(mix(face.hair, (0.16, 0.10, 0.08), 0.45 if sum(face.hair) > 1.2 else 0.15), 0.92)
     for side in (-1, 1):
         x, y, narrow = place(face, pose, side * face.eye_gap, BROW_Y - face.brow_lift - 0.024 * pose.brow, 1.05)
-        inner, outer = -0.018 * pose.brow_angle, 0.014 * pose.brow_angle
+        inner, outer = -0.022 * pose.brow_angle, 0.014 * pose.brow_angle
         t, arch = 0.0105 * face.brow_thick, 0.017 * face.brow_arch + 0.006 * max(pose.brow, 0.0)
         with brush.moved(x, y, 1.0, side * narrow):
             brush.fill(brush.cubics((-0.054, inner + 0.006), (-0.030, inner * 0.7 - 0.55 * arch, 0.020, -arch + outer * 0.4, 0.064, outer + 0.010),
@@ -169,9 +169,10 @@ def draw_mouth(brush: Brush, face: Face, pose: Pose) -> None:
     wide = 1.0 + 0.27 * pose.wide + 0.10 * max(pose.smile, 0.0) - 0.08 * pose.open
     w = face.mouth_width * wide * narrow
     gap = 0.112 * pose.open**0.9 if pose.open > 0 else 0.0
-    corner = -0.021 * pose.smile + 0.20 * gap
+    corner = -0.0225 * pose.smile - 0.0025 + 0.20 * gap
     pout = max(-pose.wide, 0.0)
-    up, down = -0.30 * gap + 0.006 * pose.smile, 0.76 * gap + 0.006 * pose.smile
+    rest = 0.0015 + 0.0065 * pose.smile
+    up, down = rest - 0.30 * gap, rest + 0.76 * gap
     thick_up, thick_down = (0.0165 + 0.005 * pout) * face.lip_full, (0.0215 + 0.006 * pout) * face.lip_full
     inner = ((-w * 0.97, corner), (-w * 0.52, up * 1.33 - 0.33 * corner, w * 0.52, up * 1.33 - 0.33 * corner, w * 0.97, corner),
              (w * 0.56, down * 1.33 - 0.33 * corner, -w * 0.56, down * 1.33 - 0.33 * corner, -w * 0.97, corner))  # fmt: skip

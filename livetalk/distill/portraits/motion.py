@@ -28,7 +28,7 @@ MOTION_WORDS = {
 }
 # mood -> smile, brow raise, brow angle (inner ends up > 0), eye wideness
 _MOOD_FACE = {
-    "neutral": (0.24, 0.0, 0.0, 0.0),
+    "neutral": (0.32, 0.0, 0.0, 0.0),
     "happy": (0.95, 0.30, 0.10, -0.25),
     "sad": (-0.75, 0.10, 0.95, -0.45),
     "surprised": (0.05, 1.00, 0.15, 0.95),
@@ -59,7 +59,7 @@ class Pose:
     gaze_y: float = 0.0
     brow: float = 0.0
     brow_angle: float = 0.0
-    smile: float = 0.24
+    smile: float = 0.32
     eye_wide: float = 0.0
 
 

@@ -153,7 +153,7 @@ def _hairline(face: Face) -> list[tuple[float, float]]:
     w, h = face.width, face.length
     side = [(w * 0.935, -0.085), (w * 0.85, -0.46 * h)]
     lines = {
-        "short": side + [(w * 0.40, -0.66 * h), (0, -0.69 * h), (-w * 0.40, -0.66 * h), (-w * 0.84, -0.50 * h)],
+        "short": side + [(w * 0.62, -0.72 * h), (w * 0.22, -0.69 * h), (-w * 0.12, -0.74 * h), (-w * 0.50, -0.66 * h), (-w * 0.85, -0.46 * h)],
         "parted": side + [(w * 0.42, -0.78 * h), (-w * 0.10, -0.58 * h), (-w * 0.62, -0.42 * h), (-w * 0.88, -0.22 * h)],
         "long": [(w * 0.99, 0.02), (w * 0.80, -0.40 * h), (w * 0.30, -0.82 * h), (-w * 0.25, -0.68 * h), (-w * 0.74, -0.36 * h)],
         "bob": [(w * 0.99, 0.04), (w * 0.82, -0.36 * h), (w * 0.36, -0.78 * h), (-w * 0.20, -0.64 * h), (-w * 0.74, -0.36 * h)],
@@ -172,7 +172,7 @@ def draw_front_hair(brush: Brush, face: Face, pose: Pose) -> None:
     if face.style == "bald":
         return
     w, h = face.width, face.length
-    lift = {"buzz": 0.008, "short": 0.036, "spiky": 0.030, "swept": 0.070, "bun": 0.026, "ponytail": 0.028}.get(face.style, 0.046)
+    lift = {"buzz": 0.008, "short": 0.042, "spiky": 0.030, "swept": 0.070, "bun": 0.026, "ponytail": 0.028}.get(face.style, 0.046)
     dark, light = _tones(face)
     s, turn = face.parting, 0.026 * pose.yaw
     out = 0.012 if face.style in ("short", "buzz", "bun", "ponytail", "spiky") else 0.026
