@@ -31,7 +31,7 @@ def glare(face: Face) -> float:
 def place(face: Face, pose: Pose, x: float, y: float, depth: float = 1.0) -> tuple[float, float, float]:
     """Where a point of the resting face goes when the head turns: x, y and how narrow it is seen."""
     radius = face.width * 1.2
-    rest, turn = float(np.arcsin(x / radius)), 0.25 * pose.yaw * depth
+    rest, turn = float(np.arcsin(x / radius)), 0.23 * pose.yaw * depth
     return radius * np.sin(rest + turn), y + 0.040 * pose.pitch * depth, float(np.cos(rest + turn) / np.cos(rest))
 
 
@@ -83,7 +83,7 @@ def _age_lines(brush: Brush, face: Face, pose: Pose) -> None:
 def draw_nose(brush: Brush, face: Face, pose: Pose) -> None:
     """Bridge by its shadow, tip by its light, nostrils."""
     dark = mix(shade(face), BLACK, 0.12)
-    tip_x, tip_y, _ = place(face, pose, 0.0, 0.090 * face.nose_length, 1.45)
+    tip_x, tip_y, _ = place(face, pose, 0.0, 0.090 * face.nose_length, 1.4)
     top_x, top_y, _ = place(face, pose, 0.0, -0.022, 1.05)
     half = 0.032 * face.nose_width
     side = -face.light
@@ -165,7 +165,7 @@ def draw_brows(brush: Brush, face: Face, pose: Pose) -> None:
 
 def draw_mouth(brush: Brush, face: Face, pose: Pose) -> None:
     """Lips around a dark inside with teeth and tongue; continuous in openness, width, teeth and smile."""
-    x, y, narrow = place(face, pose, 0.0, MOUTH_Y, 1.25)
+    x, y, narrow = place(face, pose, 0.0, MOUTH_Y, 1.15)
     wide = 1.0 + 0.27 * pose.wide + 0.10 * max(pose.smile, 0.0) - 0.08 * pose.open
     w = face.mouth_width * wide * narrow
     gap = 0.112 * pose.open**0.9 if pose.open > 0 else 0.0

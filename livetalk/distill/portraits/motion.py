@@ -131,7 +131,7 @@ def animate(mouth: np.ndarray, seed: int, motion: str = "gentle", mood: str = "n
 
 def _head(out: dict[str, np.ndarray], rng: np.random.Generator, time_s: np.ndarray, ease: np.ndarray, amplitude: float) -> None:
     """Rest pose plus three slow sines an axis, zero at the start."""
-    for name, rest, reach in (("yaw", 0.22, 0.42), ("pitch", 0.10, 0.28), ("roll", 0.03, 0.055), ("dx", 0.0, 0.010),
+    for name, rest, reach in (("yaw", 0.22, 0.36), ("pitch", 0.10, 0.28), ("roll", 0.03, 0.055), ("dx", 0.0, 0.010),
                               ("dy", 0.0, 0.006)):  # fmt: skip
         sway = np.zeros_like(time_s)
         for low_hz, high_hz, share in ((0.08, 0.16, 0.5), (0.2, 0.36, 0.33), (0.42, 0.68, 0.17)):

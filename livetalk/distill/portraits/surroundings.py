@@ -187,7 +187,7 @@ def draw_front_hair(brush: Brush, face: Face, pose: Pose) -> None:
             with brush.clipped(cap):
                 _strands(brush, face, low, lift)
         if face.style == "spiky":
-            spikes = [(x * w, -h * (1.0 - 0.42 * x * x) + 0.015) for x in np.linspace(-0.98, 0.98, 8)]
+            spikes = [(x * w, -h * (1.0 - 0.42 * x * x) + 0.015) for x in np.linspace(-0.88, 0.88, 8)]
             for (ax, ay), (bx, by) in zip(spikes, spikes[1:]):
                 mid = (0.62 * (ax + bx), min(ay, by) - 0.062)
                 brush.fill(brush.cubics((ax - 0.02, ay + 0.055), (ax, ay, mid[0] - 0.01, mid[1] + 0.03, *mid), (mid[0] + 0.008, mid[1] + 0.04, bx, by, bx + 0.02, by + 0.055)),
