@@ -45,7 +45,7 @@ def check(code: int, tmp_path: Path, case: Case, capsys) -> None:
         assert code == 2
         assert_sentence(error, case.outcome)
         assert not out.exists()
-    leftovers = [p for p in (tmp_path / "out").glob(".*")] if (tmp_path / "out").exists() else []
+    leftovers = list((tmp_path / "out").glob(".*")) if (tmp_path / "out").exists() else []
     assert not leftovers, "something half-written was left"
 
 
