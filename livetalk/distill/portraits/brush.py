@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,14 @@ def fade(colour: Colour, alpha: float) -> tuple[float, ...]:
     return (*colour[:3], alpha)
 
 
+@lru_cache(maxsize=8192)
+def _argb(colour: tuple[float, ...]) -> int:
+    """Channels 0..1 (red, green, blue and perhaps opacity) as skia's 32-bit colour."""
+    r, g, b = (min(max(int(v * 255 + 0.5), 0), 255) for v in colour[:3])
+    alpha = min(max(int(colour[3] * 255 + 0.5), 0), 255) if len(colour) > 3 else 255
+    return alpha << 24 | r << 16 | g << 8 | b
+
+
 class Brush:
     """Draws antialiased shapes into an RGBA picture. Coordinates: 0..1 over the side, y down.
 
@@ -40,6 +49,13 @@ class Brush:
         self._surface = skia.Surface(self.pixels, colorType=skia.kRGBA_8888_ColorType)
         self.canvas = self._surface.getCanvas()
         self.canvas.scale(size, size)
+        self._paints = {}
+        for lined in (False, True):
+            for shaded in (False, True):
+                paint = skia.Paint(AntiAlias=True, StrokeCap=skia.Paint.kRound_Cap, StrokeJoin=skia.Paint.kRound_Join)
+                paint.setStyle(skia.Paint.kStroke_Style if lined else skia.Paint.kFill_Style)
+                self._paints[lined, shaded] = paint
+        self._glows: dict[tuple[Any, ...], Any] = {}
 
     def curve(self, points: Points, closed: bool = True) -> Any:
         """Smooth path through `points` (Catmull-Rom turned into cubics)."""
@@ -91,32 +107,25 @@ class Brush:
     def linear(self, start: tuple[float, float], end: tuple[float, float], colours: Sequence[Colour]) -> Any:
         """Shader going straight from `start` to `end` through `colours`."""
         points = [self._skia.Point(*start), self._skia.Point(*end)]
-        return self._skia.GradientShader.MakeLinear(points, [self._int(c) for c in colours])
+        return self._skia.GradientShader.MakeLinear(points, [_argb(tuple(c)) for c in colours])
 
     def radial(self, centre: tuple[float, float], radius: float, colours: Sequence[Colour],
                stops: Sequence[float] | None = None) -> Any:  # fmt: skip
         """Shader going outwards from `centre` through `colours`."""
         skia = self._skia
-        values = [self._int(c) for c in colours]
+        values = [_argb(tuple(c)) for c in colours]
         return skia.GradientShader.MakeRadial(skia.Point(*centre), radius, values, list(stops) if stops else None)
 
-    def _int(self, colour: Colour) -> int:
-        r, g, b = (min(max(int(v * 255 + 0.5), 0), 255) for v in colour[:3])
-        alpha = min(max(int(colour[3] * 255 + 0.5), 0), 255) if len(colour) > 3 else 255
-        return int(self._skia.ColorSetARGB(alpha, r, g, b))
-
     def _paint(self, how: Any, width: float = 0.0) -> Any:
-        skia = self._skia
-        paint = skia.Paint(AntiAlias=True)
-        if isinstance(how, (tuple, list)):
-            paint.setColor(self._int(how))
-        else:
+        # four paints are used again and again: making new ones took a tenth of the time
+        shaded = not isinstance(how, (tuple, list))
+        paint = self._paints[width > 0.0, shaded]
+        if shaded:
             paint.setShader(how)
+        else:
+            paint.setColor(_argb(tuple(how)))
         if width:
-            paint.setStyle(skia.Paint.kStroke_Style)
             paint.setStrokeWidth(width)
-            paint.setStrokeCap(skia.Paint.kRound_Cap)
-            paint.setStrokeJoin(skia.Paint.kRound_Join)
         return paint
 
     def fill(self, path: Any, how: Any) -> None:
@@ -135,9 +144,17 @@ class Brush:
         """Soft spot: `colour` at the centre with `alpha`, nothing at the rim."""
         if alpha <= 0.0:
             return
-        colours = [fade(colour, alpha), fade(colour, alpha * 0.55), fade(colour, 0.0)]
-        with self.moved(x, y, ry / rx):
-            self.oval(0, 0, rx, rx, self.radial((0, 0), rx, colours, (0.0, 0.5, 1.0)))
+        key = (rx, alpha, *colour[:3])
+        shader = self._glows.get(key)
+        if shader is None:
+            colours = [fade(colour, alpha), fade(colour, alpha * 0.55), fade(colour, 0.0)]
+            shader = self._glows[key] = self.radial((0, 0), rx, colours, (0.0, 0.5, 1.0))
+        canvas = self.canvas
+        canvas.save()
+        canvas.translate(x, y)
+        canvas.scale(1.0, ry / rx)
+        self.oval(0, 0, rx, rx, shader)
+        canvas.restore()
 
     @contextmanager
     def moved(self, x: float, y: float, scale_y: float = 1.0, scale_x: float = 1.0, roll: float = 0.0) -> Iterator[None]:
