@@ -48,7 +48,9 @@ def test_tracks_start_at_the_portrait(motion: str, mood: str) -> None:
 
 
 def test_motion_words_order_the_head() -> None:
-    spread = {motion: np.mean([animate(talk(160, s), s, motion).track("yaw").std() for s in range(8)]) for motion in MOTIONS}
+    spread = {
+        motion: np.mean([animate(talk(160, s), s, motion).track("yaw").std() for s in range(8)]) for motion in MOTIONS
+    }
     assert spread["still"] < 0.5 * spread["gentle"] < 0.5 * spread["lively"]
 
 

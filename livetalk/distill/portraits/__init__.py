@@ -1,7 +1,8 @@
-"""Illustrated talking portraits with exact ground truth: the pictures the embedded model is trained and measured on.
+"""Illustrated talking portraits with exact ground truth: what the embedded model is trained and measured on.
 
-`Face.sample(seed)` says who, `animate(mouth, seed, motion, mood)` how they move, `draw_clip(face, poses, size)` makes the
-pictures, `caption` a sentence about them. Only drawing needs skia-python, which is imported when the first picture is made.
+`Face.sample(seed)` says who, `animate(mouth, seed, motion, mood)` how they move,
+`draw_clip(face, poses, size)` makes the pictures, `caption` a sentence about them. Only drawing needs
+skia-python, which is imported when the first picture is made.
 """
 
 from livetalk.distill.portraits.drawing import draw, draw_clip

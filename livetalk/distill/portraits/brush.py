@@ -18,7 +18,7 @@ Points = Sequence[tuple[float, float]]
 
 def mix(a: Colour, b: Colour, amount: float) -> tuple[float, ...]:
     """Colour between `a` (amount 0) and `b` (amount 1), channels 0..1."""
-    return tuple(float(x + (y - x) * amount) for x, y in zip(a[:3], b[:3]))
+    return tuple(float(x + (y - x) * amount) for x, y in zip(a[:3], b[:3], strict=True))
 
 
 def fade(colour: Colour, alpha: float) -> tuple[float, ...]:
@@ -68,10 +68,13 @@ class Brush:
             else:
                 a, b, c, d = points[max(i - 1, 0)], points[i], points[i + 1], points[min(i + 2, n - 1)]
             path.cubicTo(
-                b[0] + (c[0] - a[0]) / 6, b[1] + (c[1] - a[1]) / 6,
-                c[0] - (d[0] - b[0]) / 6, c[1] - (d[1] - b[1]) / 6,
-                c[0], c[1],
-            )  # fmt: skip
+                b[0] + (c[0] - a[0]) / 6,
+                b[1] + (c[1] - a[1]) / 6,
+                c[0] - (d[0] - b[0]) / 6,
+                c[1] - (d[1] - b[1]) / 6,
+                c[0],
+                c[1],
+            )
         if closed:
             path.close()
         return path
@@ -109,8 +112,13 @@ class Brush:
         points = [self._skia.Point(*start), self._skia.Point(*end)]
         return self._skia.GradientShader.MakeLinear(points, [_argb(tuple(c)) for c in colours])
 
-    def radial(self, centre: tuple[float, float], radius: float, colours: Sequence[Colour],
-               stops: Sequence[float] | None = None) -> Any:  # fmt: skip
+    def radial(
+        self,
+        centre: tuple[float, float],
+        radius: float,
+        colours: Sequence[Colour],
+        stops: Sequence[float] | None = None,
+    ) -> Any:
         """Shader going outwards from `centre` through `colours`."""
         skia = self._skia
         values = [_argb(tuple(c)) for c in colours]
@@ -157,7 +165,9 @@ class Brush:
         canvas.restore()
 
     @contextmanager
-    def moved(self, x: float, y: float, scale_y: float = 1.0, scale_x: float = 1.0, roll: float = 0.0) -> Iterator[None]:
+    def moved(
+        self, x: float, y: float, scale_y: float = 1.0, scale_x: float = 1.0, roll: float = 0.0
+    ) -> Iterator[None]:
         """Draw with the origin moved to (x, y), turned by `roll` radians, scaled."""
         self.canvas.save()
         self.canvas.translate(x, y)

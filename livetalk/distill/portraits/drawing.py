@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from livetalk.distill.portraits import features, surroundings
+from livetalk.distill.portraits import anatomy, eyes, features, hair, mouth, surroundings
 from livetalk.distill.portraits.brush import Brush
 from livetalk.distill.portraits.face import Face
 from livetalk.distill.portraits.motion import Pose
@@ -42,7 +42,7 @@ def _person(brush: Brush, face: Face, pose: Pose) -> None:
     with brush.moved(HEAD_X + face.offset_x, HEAD_Y + face.offset_y, face.scale, face.scale):
         if face.style in ("long", "wavy"):
             with brush.moved(lean_x, pose.dy + NECK * (1.0 - cos), roll=pose.roll):
-                surroundings.draw_back_hair(brush, face, pose)
+                hair.draw_back_hair(brush, face, pose)
         surroundings.draw_neck(brush, face, 0.0, lean_x * 0.8)
         surroundings.draw_body(brush, face, 0.0)
         with brush.moved(lean_x, pose.dy + NECK * (1.0 - cos), roll=pose.roll):
@@ -51,15 +51,15 @@ def _person(brush: Brush, face: Face, pose: Pose) -> None:
 
 def _head(brush: Brush, face: Face, pose: Pose) -> None:
     if face.style not in ("long", "wavy"):
-        surroundings.draw_back_hair(brush, face, pose)
+        hair.draw_back_hair(brush, face, pose)
     surroundings.draw_ears(brush, face, pose)
-    edge = features.outline(brush, face, pose)
+    edge = anatomy.outline(brush, face, pose)
     features.draw_skin(brush, face, pose, edge)
-    surroundings.hair_shadow(brush, face, pose, edge)
+    hair.hair_shadow(brush, face, pose, edge)
     features.draw_beard(brush, face, pose, edge)
     features.draw_nose(brush, face, pose)
-    features.draw_mouth(brush, face, pose)
-    features.draw_eyes(brush, face, pose)
-    features.draw_brows(brush, face, pose)
-    surroundings.draw_front_hair(brush, face, pose)
+    mouth.draw_mouth(brush, face, pose)
+    eyes.draw_eyes(brush, face, pose)
+    eyes.draw_brows(brush, face, pose)
+    hair.draw_front_hair(brush, face, pose)
     features.draw_glasses(brush, face, pose)

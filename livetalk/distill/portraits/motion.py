@@ -67,7 +67,7 @@ POSE_FIELDS = tuple(f.name for f in fields(Pose))
 
 
 class Poses:
-    """A track of poses: `values` is float32 [T, fields] in the order of `POSE_FIELDS`; also the ground truth of a clip."""
+    """A track of poses and the ground truth of a clip: float32 `values` [T, fields] in the order of `POSE_FIELDS`."""
 
     def __init__(self, values: np.ndarray) -> None:
         if values.ndim != 2 or values.shape[1] != len(POSE_FIELDS):
@@ -106,7 +106,9 @@ def animate(mouth: np.ndarray, seed: int, motion: str = "gentle", mood: str = "n
         ValueError: unknown motion or mood, or a mouth track of another shape.
     """
     if motion not in MOTIONS or mood not in _MOOD_FACE:
-        raise ValueError(f"motion is one of {list(MOTIONS)} and mood one of {list(_MOOD_FACE)}, got {motion!r}, {mood!r}")
+        raise ValueError(
+            f"motion is one of {list(MOTIONS)} and mood one of {list(_MOOD_FACE)}, got {motion!r}, {mood!r}"
+        )
     if mouth.ndim != 2 or mouth.shape[1] != 3 or not len(mouth):
         raise ValueError(f"a mouth track has shape [T, 3] with T >= 1, got {list(mouth.shape)}")
     rng = np.random.default_rng([seed, 0x30710])
@@ -129,10 +131,17 @@ def animate(mouth: np.ndarray, seed: int, motion: str = "gentle", mood: str = "n
     return Poses(np.stack([out[name] for name in POSE_FIELDS], 1).astype(np.float32))
 
 
-def _head(out: dict[str, np.ndarray], rng: np.random.Generator, time_s: np.ndarray, ease: np.ndarray, amplitude: float) -> None:
+def _head(
+    out: dict[str, np.ndarray], rng: np.random.Generator, time_s: np.ndarray, ease: np.ndarray, amplitude: float
+) -> None:
     """Rest pose plus three slow sines an axis, zero at the start."""
-    for name, rest, reach in (("yaw", 0.22, 0.36), ("pitch", 0.10, 0.28), ("roll", 0.03, 0.055), ("dx", 0.0, 0.010),
-                              ("dy", 0.0, 0.006)):  # fmt: skip
+    for name, rest, reach in (
+        ("yaw", 0.22, 0.36),
+        ("pitch", 0.10, 0.28),
+        ("roll", 0.03, 0.055),
+        ("dx", 0.0, 0.010),
+        ("dy", 0.0, 0.006),
+    ):
         sway = np.zeros_like(time_s)
         for low_hz, high_hz, share in ((0.08, 0.16, 0.5), (0.2, 0.36, 0.33), (0.42, 0.68, 0.17)):
             rate_hz, phase = rng.uniform(low_hz, high_hz), rng.uniform(0, 2 * np.pi)
@@ -153,7 +162,9 @@ def _blinks(rng: np.random.Generator, time_s: np.ndarray) -> np.ndarray:
     return lids
 
 
-def _gaze(rng: np.random.Generator, time_s: np.ndarray, ease: np.ndarray, amplitude: float) -> tuple[np.ndarray, np.ndarray]:
+def _gaze(
+    rng: np.random.Generator, time_s: np.ndarray, ease: np.ndarray, amplitude: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Eyes rest on the camera and jump aside now and then; a jump takes about 2 pictures."""
     x, y = np.zeros_like(time_s), np.zeros_like(time_s)
     at_s, reach = rng.uniform(0.8, 2.0), 0.45 + 0.4 * min(amplitude, 1.0)
@@ -171,7 +182,7 @@ def _mood(out: dict[str, np.ndarray], rng: np.random.Generator, ease: np.ndarray
     strength = rng.uniform(0.85, 1.1) * (0.5 + 0.5 * ease)
     emphasis = _smooth(out["open"], 3.0)
     emphasis = np.clip(emphasis - _smooth(out["open"], 24.0), 0.0, 1.0) * ease
-    for name, value in zip(("smile", "brow", "brow_angle", "eye_wide"), _MOOD_FACE[mood]):
+    for name, value in zip(("smile", "brow", "brow_angle", "eye_wide"), _MOOD_FACE[mood], strict=True):
         out[name] = value * strength
     out["brow"] = out["brow"] + 0.8 * emphasis
     out["eye_wide"] = out["eye_wide"] + 0.3 * emphasis
