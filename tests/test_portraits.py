@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from livetalk.distill.portraits import MOODS, MOTIONS, Face, Pose, animate, caption, draw, draw_clip
+from livetalk.distill.portraits import MOODS, MOTIONS, Face, Pose, animate, caption, draw, draw_clip, landmarks
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +113,18 @@ def test_a_blink_hides_the_eye_and_little_else(skia: None) -> None:
         assert moved.sum() > 60
         assert rows.max() - rows.min() < 26 and rows.min() > 30 and rows.max() < 90
         assert columns.max() - columns.min() < 64
+
+
+def test_landmarks_are_where_things_move(skia: None) -> None:
+    face = Face.sample(2)
+    turned = Pose(yaw=0.5, pitch=-0.4, roll=0.1, dx=0.02)
+    awake, talking, asleep = draw_clip(
+        face, [turned, dataclasses.replace(turned, open=0.5), dataclasses.replace(turned, blink=1.0)], 128
+    ).astype(int)
+    mouth, left, right = landmarks(face, [turned], 128)[0]
+    for moved, expected in ((talking, mouth), (asleep, (left + right) / 2)):
+        weight = np.abs(moved - awake).sum(2).astype(float)
+        weight[weight < 60] = 0.0
+        rows, columns = np.mgrid[:128, :128]
+        found = np.array([(weight * columns).sum(), (weight * rows).sum()]) / weight.sum()
+        assert np.abs(found - expected).max() < 6.0

@@ -5,8 +5,20 @@
 skia-python, which is imported when the first picture is made.
 """
 
-from livetalk.distill.portraits.drawing import draw, draw_clip
+from livetalk.distill.portraits.drawing import draw, draw_clip, landmarks
 from livetalk.distill.portraits.face import Face
 from livetalk.distill.portraits.motion import MOODS, MOTIONS, POSE_FIELDS, Pose, Poses, animate, caption
 
-__all__ = ["MOODS", "MOTIONS", "POSE_FIELDS", "Face", "Pose", "Poses", "animate", "caption", "draw", "draw_clip"]
+__all__ = [
+    "MOODS",
+    "MOTIONS",
+    "POSE_FIELDS",
+    "Face",
+    "Pose",
+    "Poses",
+    "animate",
+    "caption",
+    "draw",
+    "draw_clip",
+    "landmarks",
+]

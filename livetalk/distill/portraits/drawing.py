@@ -35,6 +35,20 @@ def draw_clip(face: Face, poses: Iterable[Pose], size: int) -> np.ndarray:
     return np.stack(pictures)
 
 
+def landmarks(face: Face, poses: Iterable[Pose], size: int) -> np.ndarray:
+    """Where the mouth, the left and the right eye of the picture are: float32 [T, 3, 2], (column, row) in pixels."""
+    spots = ((0.0, anatomy.MOUTH_Y, 1.15), (-face.eye_gap, anatomy.EYE_Y, 1.0), (face.eye_gap, anatomy.EYE_Y, 1.0))
+    found = []
+    for pose in poses:
+        sin, cos = float(np.sin(pose.roll)), float(np.cos(pose.roll))
+        for x, y, depth in spots:
+            u, v, _ = anatomy.place(face, pose, x, y, depth)
+            column = pose.dx + NECK * sin + cos * u - sin * v
+            row = pose.dy + NECK * (1.0 - cos) + sin * u + cos * v
+            found.append((HEAD_X + face.offset_x + face.scale * column, HEAD_Y + face.offset_y + face.scale * row))
+    return (np.asarray(found, np.float32) * size).reshape(-1, len(spots), 2)
+
+
 def _person(brush: Brush, face: Face, pose: Pose) -> None:
     """Body first, then the head, turned about the base of the neck."""
     sin, cos = float(np.sin(pose.roll)), float(np.cos(pose.roll))

@@ -16,7 +16,7 @@ from livetalk.distill.portraits.motion import Pose
 def draw_mouth(brush: Brush, face: Face, pose: Pose) -> None:
     """Lips around a dark inside with teeth and tongue; continuous in openness, width, teeth and smile."""
     x, y, narrow = place(face, pose, 0.0, MOUTH_Y, 1.15)
-    wide = 1.0 + 0.27 * pose.wide + 0.10 * max(pose.smile, 0.0) - 0.08 * pose.open
+    wide = 1.0 + (0.27 if pose.wide > 0 else 0.36) * pose.wide + 0.10 * max(pose.smile, 0.0) - 0.08 * pose.open
     w = face.mouth_width * wide * narrow
     gap = 0.112 * pose.open**0.9 if pose.open > 0 else 0.0
     corner = -0.0225 * pose.smile - 0.0025 + 0.20 * gap
