@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from livetalk.distill.examples import PORTRAITS, PROMPTS, write_examples
 from livetalk.distill.portraits import MOODS, MOTIONS, Face, Pose, animate, caption, draw, draw_clip, landmarks
 
 
@@ -128,3 +131,17 @@ def test_landmarks_are_where_things_move(skia: None) -> None:
         rows, columns = np.mgrid[:128, :128]
         found = np.array([(weight * columns).sum(), (weight * rows).sum()]) / weight.sum()
         assert np.abs(found - expected).max() < 6.0
+
+
+def test_the_examples_shipped_are_the_ones_drawn(skia: None, tmp_path: Path) -> None:
+    shipped = Path(__file__).parent.parent / "examples"
+    written = write_examples(tmp_path)
+    assert {path.name for path in (shipped / "portraits").glob("*.png")} == {f"{name}.png" for name in PORTRAITS}
+    for path in written[:-1]:
+        there = shipped / "portraits" / path.name
+        assert there.stat().st_size <= 150_000
+        drawn, kept = (np.asarray(Image.open(p).convert("RGB")).astype(int) for p in (path, there))
+        assert drawn.shape == (512, 512, 3)
+        # another build of the drawing library may round an edge differently
+        assert np.abs(drawn - kept).mean() < 1.0
+    assert (shipped / "prompts.txt").read_text(encoding="utf-8").splitlines() == list(PROMPTS)
