@@ -33,7 +33,7 @@ SOLE_IMPORTERS = {
 }
 # Packages that may be imported inside functions: optional, or too heavy for mini's start.
 OPTIONAL = {"skia", "espeakng_loader", "accelerate", "matplotlib", "transformers", "diffusers", "playwright", "spaces"}
-OPTIONAL |= {"psutil"}
+OPTIONAL |= {"psutil", "ftfy"}
 PUBLIC_DOOR = "livetalk"  # the package's own __init__ hands out names of any room
 
 
@@ -147,7 +147,7 @@ def test_every_requirement_is_imported_somewhere() -> None:
     tests = {path: ast.parse(path.read_text("utf-8")) for path in (ROOT / "tests").glob("*.py")}
     used = {target.split(".")[0] for tree in {**PARSED, **tests}.values() for target, _ in imports(tree)}
     provided = packages_distributions()
-    tools = {"ruff", "mypy"}  # run, not imported
+    tools = {"ruff", "mypy", "setuptools"}  # run, not imported
     for file in ("requirements.txt", "requirements-train.txt", "requirements-extra.txt", "requirements-dev.txt"):
         for name in requirement_names(file):
             modules = {m for m, dists in provided.items() if name in [d.lower().replace("_", "-") for d in dists]}
