@@ -88,14 +88,14 @@ class ClipPool:
             wish = (aim[axis] - side / 2) / PATCH_PIXELS + rng.uniform(-2, 2)
             corner.append(int(np.clip(round(wish), 0, free)) if on_face else int(rng.integers(free + 1)))
         top, left = corner[0] * PATCH_PIXELS, corner[1] * PATCH_PIXELS
-        pixels = np.ascontiguousarray(self.pictures[clip, span, top : top + side, left : left + side])
+        pixels = np.array(self.pictures[clip, span, top : top + side, left : left + side])
         video = torch.from_numpy(pixels).permute(3, 0, 1, 2).float() / 127.5 - 1.0
         weight = spot_weights(spots - np.array([left, top], np.float32), side, side, self.pictures.shape[2])
         return _varied(video, weight, rng)
 
 
 def spot_weights(spots: np.ndarray, height: int, width: int, picture_pixels: int) -> Tensor:
-    """How much each pixel counts: 1, and up to 6 more at the mouth and 4 more at the eyes.
+    """How much each pixel counts: 1, and up to 8 more at the mouth and 6 more at the eyes.
 
     Args:
         spots: ``[T, 3, 2]`` columns and rows of mouth, left eye, right eye in the pixels of the result.
@@ -108,7 +108,7 @@ def spot_weights(spots: np.ndarray, height: int, width: int, picture_pixels: int
     """
     rows, columns = np.arange(height, dtype=np.float32) + 0.5, np.arange(width, dtype=np.float32) + 0.5
     total = np.ones((len(spots), height, width), np.float32)
-    for spot, (gain, wide, high) in enumerate(((6.0, 0.11, 0.08), (4.0, 0.08, 0.06), (4.0, 0.08, 0.06))):
+    for spot, (gain, wide, high) in enumerate(((8.0, 0.09, 0.07), (6.0, 0.06, 0.045), (6.0, 0.06, 0.045))):
         across = (columns - spots[:, spot, 0, None]) / (wide * picture_pixels)
         down = (rows - spots[:, spot, 1, None]) / (high * picture_pixels)
         total += gain * np.exp(-0.5 * down**2)[:, :, None] * np.exp(-0.5 * across**2)[:, None, :]

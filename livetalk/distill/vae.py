@@ -31,6 +31,9 @@ from livetalk.types import PICTURES_PER_LATENT
 
 LOGGER = logging.getLogger(__name__)
 
+MOTION_WEIGHT = 12.0
+"""Weight of a pixel per unit of its deviation from its mean over the clip; a mouth's pixels reach about 4."""
+
 @dataclass(frozen=True)
 class VaeTraining:
     """How one stage is trained.
@@ -39,7 +42,7 @@ class VaeTraining:
         budget_s: time the learning rate anneals over; training ends with it.
         freeze_encoder: train the decoder alone.
         crops: how batches are cut from the clips.
-        latent_noise: standard deviation of the noise added to normalised latents.
+        latent_noise: largest standard deviation of the noise on normalised latents; each clip draws its own below it.
         checkpoint_s: time between two checkpoints.
     """
 
@@ -47,20 +50,31 @@ class VaeTraining:
     freeze_encoder: bool = False
     learning_rate: float = 1.8e-3
     crops: CropSettings = field(default_factory=CropSettings)
-    latent_noise: float = 0.1
+    latent_noise: float = 0.14
     checkpoint_s: float = 120.0
     warm_up_steps: int = 40
     seed: int = 0
 
 
-def start_from_components(vae: SmallVideoVAE, pool: ClipPool, clips: int = 400, seed: int = 0) -> Tensor:
+def start_from_components(
+    vae: SmallVideoVAE, pool: ClipPool, clips: int = 400, motion_gain: float = 2.5, seed: int = 0
+) -> Tensor:
     """Set both linear maps to the principal components of weighted 8x8x4 patches, and the latents' scale.
+
+    Args:
+        vae: changed in place.
+        pool: clips to take patches from.
+        clips: number of crops.
+        motion_gain: how much louder motion inside a group counts than what stands still. With 1, almost all components
+            are still pictures, and training hardly ever finds its way from there to lips that move.
+        seed: which crops.
 
     Returns:
         Share of the weighted variance that each component explains, largest first, ``[768]``.
     """
     rng = np.random.default_rng(seed)
-    one = CropSettings(batch=1)
+    side = min(CropSettings.pixels, *pool.pictures.shape[2:4])
+    one = CropSettings(batch=1, pixels=side, pictures=min(CropSettings.pictures, pool.pictures.shape[1]))
     rows, weights = [], []
     for _ in range(clips):
         video, weight = pool.crops(rng, one)
@@ -71,24 +85,32 @@ def start_from_components(vae: SmallVideoVAE, pool: ClipPool, clips: int = 400, 
     patches, weight = torch.cat(rows), torch.cat(weights)
     weight = (weight / weight.sum())[:, None]
     average = (weight * patches).sum(0)
-    centred = (patches - average) * weight.sqrt()
+    centred = _scale_motion(patches - average, motion_gain) * weight.sqrt()
     values, vectors = torch.linalg.eigh(centred.T @ centred)
     values, vectors = values.flip(0).clamp_min(1e-9), vectors.flip(1)
-    _set_linear_maps(vae, average, values, vectors)
+    basis = vectors[:, : vae.std.shape[1]].T
+    _set_linear_maps(vae, average, _scale_motion(basis, motion_gain), _scale_motion(basis, 1.0 / motion_gain))
+    with torch.no_grad():
+        vae.mean.zero_()
+        vae.std.copy_(values[: len(basis)].sqrt().reshape(vae.std.shape))
     return values / values.sum()
 
 
+def _scale_motion(patches: Tensor, gain: float) -> Tensor:
+    """Patches ``[N, 768]`` whose deviation from the mean of the four pictures is ``gain`` times as large."""
+    pictures = patches.unflatten(1, (PICTURES_PER_LATENT, -1))
+    still = pictures.mean(1, keepdim=True)
+    return (still + gain * (pictures - still)).flatten(1)
+
+
 @torch.no_grad()
-def _set_linear_maps(vae: SmallVideoVAE, average: Tensor, values: Tensor, vectors: Tensor) -> None:
-    channels = vae.std.shape[1]
-    basis = vectors[:, :channels]
-    vae.linear_encoder.weight.copy_(basis.T[:, :, None, None])
-    vae.linear_encoder.bias.copy_(-(average @ basis))  # type: ignore[union-attr]
+def _set_linear_maps(vae: SmallVideoVAE, average: Tensor, forth: Tensor, back: Tensor) -> None:
+    """Encoder ``forth (x - average)`` and decoder ``average + back^T z``; both maps ``[C, 768]``."""
+    vae.linear_encoder.weight.copy_(forth[:, :, None, None])
+    vae.linear_encoder.bias.copy_(-(forth @ average))  # type: ignore[union-attr]
     order = _decoder_order()
-    vae.linear_decoder.weight.copy_(basis[order][:, :, None, None])
+    vae.linear_decoder.weight.copy_(back.T[order][:, :, None, None])
     vae.linear_decoder.bias.copy_(average[order])  # type: ignore[union-attr]
-    vae.mean.zero_()
-    vae.std.copy_(values[:channels].sqrt().reshape(vae.std.shape))
 
 
 def _decoder_order() -> Tensor:
@@ -108,7 +130,7 @@ def _groups(video: Tensor) -> Tensor:
 
 
 def reconstruction_loss(pictures: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
-    """Weighted L1 + 2 L2 + 0.5 L1 of edges + 0.5 L1 of the change from picture to picture.
+    """Weighted L1 + 2 L2 + 0.5 L1 of edges + 0.5 L1 of the change from picture to picture; moving pixels weigh more.
 
     Args:
         pictures: ``[B, 3, T, H, W]``.
@@ -116,6 +138,8 @@ def reconstruction_loss(pictures: Tensor, truth: Tensor, weight: Tensor) -> Tens
         weight: ``[B, 1, T, H, W]``.
     """
     error = pictures - truth
+    moving = (truth - truth.mean(2, keepdim=True)).abs().mean(1, keepdim=True)
+    weight = weight + MOTION_WEIGHT * moving
     total = weight.mean()
     plain = (weight * (error.abs() + 2.0 * error.square())).mean()
     down = (weight[..., 1:, :] * error.diff(dim=-2).abs()).mean()
@@ -132,7 +156,8 @@ def training_step(vae: SmallVideoVAE, video: Tensor, weight: Tensor, training: V
                 latents = vae.encode(video)
         else:
             latents = vae.encode(video)
-        pictures = vae.decode(latents + training.latent_noise * torch.randn_like(latents))
+        strength = training.latent_noise * torch.rand(len(video), 1, 1, 1, 1, device=video.device)
+        pictures = vae.decode(latents + strength * torch.randn_like(latents))
     loss = reconstruction_loss(pictures.float(), video, weight)
     if training.freeze_encoder:
         return loss

@@ -146,7 +146,7 @@ class ResidualDecoder(nn.Module):
                 features, steps = _grow(self.grow[index - 1](features)), 2 * steps
             if index == len(self.stages) - 1:
                 features = features + self.linear_in(linear)
-            for block in stage:  # type: ignore[union-attr]
+            for block in stage.children():
                 features, memory = block(features, steps, None if memories is None else memories[len(kept)])
                 kept.append(memory)
         return self.out(functional.relu(features)), tuple(kept)
