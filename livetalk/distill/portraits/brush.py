@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from livetalk.types import LiveTalkError
+
 Colour = Sequence[float]
 Points = Sequence[tuple[float, float]]
 
@@ -39,10 +41,19 @@ class Brush:
 
     Args:
         size: side of the picture in pixels.
+
+    Raises:
+        LiveTalkError: skia-python, libEGL or libGL is missing.
     """
 
     def __init__(self, size: int) -> None:
-        import skia
+        try:
+            import skia
+        except ImportError as problem:
+            raise LiveTalkError(
+                f"Portraits could not be drawn ({problem}): this needs skia-python with libEGL and libGL; "
+                "install requirements-train.txt and, on Debian or Ubuntu, the packages libegl1 and libgl1."
+            ) from problem
 
         self._skia: Any = skia
         self.pixels = np.zeros((size, size, 4), np.uint8)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from livetalk.distill.portraits.anatomy import BLACK, EYE_Y, MOUTH_Y, WARM, glare, place, shade
-from livetalk.distill.portraits.brush import Brush, fade, mix
+from livetalk.distill.portraits.brush import Brush, Colour, fade, mix
 from livetalk.distill.portraits.face import Face
 from livetalk.distill.portraits.motion import Pose
 
@@ -115,33 +115,9 @@ def draw_beard(brush: Brush, face: Face, pose: Pose, edge: Any) -> None:
         return
     x, y, narrow = place(face, pose, 0.0, MOUTH_Y, 1.15)
     tone = mix(face.hair, BLACK, 0.12)
-    w, h, drop = face.width, face.length, 0.03 * pose.open
+    h, drop = face.length, 0.03 * pose.open
     if face.beard in ("full", "stubble"):
-        alpha = 0.30 if face.beard == "stubble" else 0.94
-        with brush.clipped(edge):
-            shape = brush.curve(
-                [
-                    (-w * 1.1, -0.02),
-                    (-w * 0.90, 0.07),
-                    (x - 0.125, y - 0.035),
-                    (x - 0.066, y - 0.046),
-                    (x, y - 0.040),
-                    (x + 0.066, y - 0.046),
-                    (x + 0.125, y - 0.035),
-                    (w * 0.90, 0.07),
-                    (w * 1.1, -0.02),
-                    (w * 1.2, h * 1.3),
-                    (-w * 1.2, h * 1.3),
-                ]
-            )
-            brush.fill(
-                shape,
-                brush.linear(
-                    (0, 0.02),
-                    (0, h),
-                    [fade(tone, alpha * 0.70), fade(tone, alpha), fade(mix(tone, BLACK, 0.25), alpha)],
-                ),
-            )
+        _full_beard(brush, face, (x, y), tone, edge)
         return
     if face.beard == "goatee":
         with brush.clipped(edge):
@@ -179,6 +155,37 @@ def draw_beard(brush: Brush, face: Face, pose: Pose, edge: Any) -> None:
     )
 
 
+def _full_beard(brush: Brush, face: Face, mouth: tuple[float, float], tone: Colour, edge: Any) -> None:
+    """Beard or stubble over the jaw, from the ears under the nose, inside the face's edge."""
+    x, y = mouth
+    w, h = face.width, face.length
+    alpha = 0.30 if face.beard == "stubble" else 0.94
+    with brush.clipped(edge):
+        shape = brush.curve(
+            [
+                (-w * 1.1, -0.02),
+                (-w * 0.90, 0.07),
+                (x - 0.125, y - 0.035),
+                (x - 0.066, y - 0.046),
+                (x, y - 0.040),
+                (x + 0.066, y - 0.046),
+                (x + 0.125, y - 0.035),
+                (w * 0.90, 0.07),
+                (w * 1.1, -0.02),
+                (w * 1.2, h * 1.3),
+                (-w * 1.2, h * 1.3),
+            ]
+        )
+        brush.fill(
+            shape,
+            brush.linear(
+                (0, 0.02),
+                (0, h),
+                [fade(tone, alpha * 0.70), fade(tone, alpha), fade(mix(tone, BLACK, 0.25), alpha)],
+            ),
+        )
+
+
 def draw_glasses(brush: Brush, face: Face, pose: Pose) -> None:
     """Frames that turn with the head, with a light glint."""
     if face.glasses == "none":
@@ -187,20 +194,7 @@ def draw_glasses(brush: Brush, face: Face, pose: Pose) -> None:
     for side in (-1, 1):
         x, y, narrow = place(face, pose, side * (face.eye_gap + 0.002), EYE_Y + 0.004, 1.2)
         rx, ry = 0.080 * narrow, 0.062 if face.glasses == "round" else 0.050
-        if face.glasses == "round":
-            rim = brush.oval_path(x, y, rx * 0.94, ry)
-        elif face.glasses == "square":
-            rim = brush.box_path(x, y, rx, ry, 0.018)
-        else:
-            rim = brush.curve(
-                [
-                    (x + side * rx * 1.08, y - ry * 1.05),
-                    (x + side * rx * 0.8, y + ry * 0.75),
-                    (x, y + ry),
-                    (x - side * rx * 0.9, y + ry * 0.5),
-                    (x - side * rx * 0.85, y - ry * 0.7),
-                ]
-            )
+        rim = _rim(brush, face, (x, y), (rx, ry), side)
         brush.fill(rim, (1.0, 1.0, 1.0, 0.10))
         with brush.clipped(rim):
             brush.stroke(brush.lines([(x + 0.03, y - 0.06), (x - 0.04, y + 0.06)], False), (1, 1, 1, 0.16), 0.018)
@@ -217,4 +211,22 @@ def draw_glasses(brush: Brush, face: Face, pose: Pose) -> None:
         brush.cubics((ax, ay), (ax + 0.006, ay - 0.014, bx - 0.006, by - 0.014, bx, by), closed=False),
         face.frame,
         0.0085,
+    )
+
+
+def _rim(brush: Brush, face: Face, centre: tuple[float, float], radii: tuple[float, float], side: int) -> Any:
+    """Outline of one glass around an eye."""
+    (x, y), (rx, ry) = centre, radii
+    if face.glasses == "round":
+        return brush.oval_path(x, y, rx * 0.94, ry)
+    if face.glasses == "square":
+        return brush.box_path(x, y, rx, ry, 0.018)
+    return brush.curve(
+        [
+            (x + side * rx * 1.08, y - ry * 1.05),
+            (x + side * rx * 0.8, y + ry * 0.75),
+            (x, y + ry),
+            (x - side * rx * 0.9, y + ry * 0.5),
+            (x - side * rx * 0.85, y - ry * 0.7),
+        ]
     )

@@ -193,33 +193,43 @@ def draw_front_hair(brush: Brush, face: Face, pose: Pose) -> None:
             with brush.clipped(cap):
                 _strands(brush, face, lift)
         if face.style == "spiky":
-            spikes = [(x * w, -h * (1.0 - 0.42 * x * x) + 0.015) for x in np.linspace(-0.88, 0.88, 8)]
-            for (ax, ay), (bx, by) in pairwise(spikes):
-                mid = (0.62 * (ax + bx), min(ay, by) - 0.062)
-                brush.fill(
-                    brush.cubics(
-                        (ax - 0.02, ay + 0.055),
-                        (ax, ay, mid[0] - 0.01, mid[1] + 0.03, *mid),
-                        (mid[0] + 0.008, mid[1] + 0.04, bx, by, bx + 0.02, by + 0.055),
-                    ),
-                    brush.linear(mid, (mid[0], mid[1] + 0.11), [light, face.hair]),
-                )
+            _spikes(brush, face)
     if face.style in ("curly", "afro"):
-        r = 0.044 if face.style == "curly" else 0.030
-        spots = [
-            (low[i][0] * (1 - k) + low[i + 1][0] * k, low[i][1] * (1 - k) + low[i + 1][1] * k - 0.012)
-            for i in range(len(low) - 1)
-            for k in (0.0, 0.5)
-        ]
-        _blobs(
-            brush,
-            face,
-            [
-                (x * face.parting * 0.97, y)
-                for x, y in spots + [(0.5 * a, -0.245 - 0.02 * (a == 0)) for a in (-0.28, 0, 0.28)]
-            ],
-            r,
+        _front_curls(brush, face, low)
+
+
+def _spikes(brush: Brush, face: Face) -> None:
+    w, h = face.width, face.length
+    _, light = _tones(face)
+    spikes = [(x * w, -h * (1.0 - 0.42 * x * x) + 0.015) for x in np.linspace(-0.88, 0.88, 8)]
+    for (ax, ay), (bx, by) in pairwise(spikes):
+        mid = (0.62 * (ax + bx), min(ay, by) - 0.062)
+        brush.fill(
+            brush.cubics(
+                (ax - 0.02, ay + 0.055),
+                (ax, ay, mid[0] - 0.01, mid[1] + 0.03, *mid),
+                (mid[0] + 0.008, mid[1] + 0.04, bx, by, bx + 0.02, by + 0.055),
+            ),
+            brush.linear(mid, (mid[0], mid[1] + 0.11), [light, face.hair]),
         )
+
+
+def _front_curls(brush: Brush, face: Face, low: list[tuple[float, float]]) -> None:
+    r = 0.044 if face.style == "curly" else 0.030
+    spots = [
+        (low[i][0] * (1 - k) + low[i + 1][0] * k, low[i][1] * (1 - k) + low[i + 1][1] * k - 0.012)
+        for i in range(len(low) - 1)
+        for k in (0.0, 0.5)
+    ]
+    _blobs(
+        brush,
+        face,
+        [
+            (x * face.parting * 0.97, y)
+            for x, y in spots + [(0.5 * a, -0.245 - 0.02 * (a == 0)) for a in (-0.28, 0, 0.28)]
+        ],
+        r,
+    )
 
 
 def _strands(brush: Brush, face: Face, lift: float) -> None:

@@ -6,6 +6,7 @@ It knows numbers only; what they look like is up to the drawing.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -79,6 +80,9 @@ class Poses:
 
     def __getitem__(self, index: int) -> Pose:
         return Pose(*(float(v) for v in self.values[index]))
+
+    def __iter__(self) -> Iterator[Pose]:
+        return (self[index] for index in range(len(self)))
 
     def track(self, name: str) -> np.ndarray:
         """One field over time, float32 [T]; `name` is one of `POSE_FIELDS`."""

@@ -55,6 +55,11 @@ def draw_body(brush: Brush, face: Face, x: float) -> None:
     brush.fill(
         body, brush.linear((x + face.light * 0.4, 0.38), (x - face.light * 0.4, 0.62), [light, face.cloth, dark])
     )
+    _collar(brush, face, x, top)
+
+
+def _collar(brush: Brush, face: Face, x: float, top: float) -> None:
+    dark, light = mix(face.cloth, BLACK, 0.34), mix(face.cloth, WHITE, 0.14)
     skin = mix(face.skin, shade(face), 0.40)
     trim = face.trim
     if face.collar == "crew":
