@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from livetalk.distill.portraits import MOODS, MOTIONS, Face, Poses, animate, draw_clip
-from livetalk.distill.portraits.drawing import HEAD_X, HEAD_Y, NECK
-from livetalk.distill.portraits.features import EYE_Y, MOUTH_Y, place
+from livetalk.distill.portraits import MOODS, MOTIONS, Face, animate, draw_clip, landmarks
 from livetalk.model.small_vae import PATCH_PIXELS
 from livetalk.types import LiveTalkError
 
@@ -176,20 +174,3 @@ def babble(rng: np.random.Generator, pictures: int) -> np.ndarray:
     moments = np.arange(pictures) + 0.5
     return np.stack([np.interp(moments, marks, keys[:, i]) for i in range(3)], axis=1).astype(np.float32)
 
-
-def landmarks(face: Face, poses: Poses, size: int) -> np.ndarray:
-    """Column and row in pixels of mouth, left eye and right eye (as seen) in each picture, float32 ``[T, 3, 2]``."""
-    rest = ((0.0, MOUTH_Y), (-face.eye_gap, EYE_Y), (face.eye_gap, EYE_Y))
-    found = np.zeros((len(poses), SPOTS, 2), np.float32)
-    for index in range(len(poses)):
-        pose = poses[index]
-        sin, cos = float(np.sin(pose.roll)), float(np.cos(pose.roll))
-        for spot, (x, y) in enumerate(rest):
-            x, y, _ = place(face, pose, x, y)
-            column = x * cos - y * sin + pose.dx + NECK * sin
-            row = x * sin + y * cos + pose.dy + NECK * (1.0 - cos)
-            found[index, spot] = (
-                HEAD_X + face.offset_x + face.scale * column,
-                HEAD_Y + face.offset_y + face.scale * row,
-            )
-    return found * size

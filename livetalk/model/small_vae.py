@@ -231,7 +231,8 @@ class SmallVideoVAE(nn.Module):
         linear = linear.reshape(-1, FOLDED_CHANNELS, *linear.shape[-2:])
         work = self.decoder.out.weight.dtype
         memories = None if state is None else state.memories
-        residual, kept = self.decoder(_channels_last(normal.to(work)), _channels_last(linear.to(work)), frames, memories)
+        coarse, fine = _channels_last(normal.to(work)), _channels_last(linear.to(work))
+        residual, kept = self.decoder(coarse, fine, frames, memories)
         folded = linear.float() + residual.float()
         pictures = functional.pixel_shuffle(folded, FOLD_PIXELS).unflatten(0, (batch, -1)).transpose(1, 2)
         if state is None:
