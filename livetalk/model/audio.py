@@ -2,7 +2,7 @@
 
 Features are rows ``[B, S, A]``, one per picture. In a stream an encoder is called on a *fixed* stretch of sound
 around a chunk of pictures: some past, the chunk, a little look-ahead. So a feature is a function of the samples
-around it and never of how they arrived. ``AudioWindow`` holds those samples.
+around it and never of how they arrived. ``AudioWindow`` says which stretch; whoever streams keeps the sound.
 
 This module does not know what the rows are used for (the network packs four of them into a latent frame), nor where
 weights come from; ``mel`` is the CPU-sized encoder.
@@ -11,7 +11,8 @@ weights come from; ``mel`` is the CPU-sized encoder.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch.nn import functional
 
 from livetalk.config import AudioConfig
 from livetalk.model.mel import MelAudioEncoder
+from livetalk.model.storage import check_fit
 from livetalk.types import MODEL_SAMPLES_PER_PICTURE, LiveTalkError
 
 CONV_STRIDE_SAMPLES = 320
@@ -55,13 +57,28 @@ class AudioEncoder(Protocol):
     past_samples: int
     look_ahead_samples: int
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The weights."""
+
     def __call__(self, window: Tensor, rows: int) -> Tensor:
         """Rows ``[B, rows, A]`` from sound ``[B, past + rows * 1000 + look_ahead]`` at ``MODEL_RATE``."""
 
 
-def build_audio_encoder(config: AudioConfig) -> nn.Module:
-    """The audio encoder a preset names, with random weights."""
-    return MelAudioEncoder(config) if config.kind == "mel" else Wav2Vec2AudioEncoder(config, BASE_960H)
+def build_audio_encoder(config: AudioConfig, feature_width: int) -> nn.Module:
+    """The audio encoder a preset names, with random weights.
+
+    Raises:
+        LiveTalkError: the encoder's features are not ``feature_width`` wide.
+    """
+    if config.kind == "mel":
+        return MelAudioEncoder(config, feature_width)
+    encoder = Wav2Vec2AudioEncoder(config, BASE_960H)
+    if encoder.feature_width != feature_width:
+        raise LiveTalkError(
+            f"wav2vec2 gives {encoder.feature_width} features a picture, the network wants {feature_width}."
+            " Set the network's audio_width to match."
+        )
+    return encoder
 
 
 class Wav2Vec2AudioEncoder(nn.Module):
@@ -78,7 +95,7 @@ class Wav2Vec2AudioEncoder(nn.Module):
 
         # masking is for training only; without it the model has no unused mask vector
         library = Wav2Vec2Config(**{**sizes, "mask_time_prob": 0.0, "mask_feature_prob": 0.0})
-        self.net = Wav2Vec2Model(library).eval().requires_grad_(False)
+        self.net: Any = Wav2Vec2Model(library).eval().requires_grad_(False)
         self.feature_width = (library.num_hidden_layers + 2) * library.hidden_size
         self.past_samples = config.past_samples
         self.look_ahead_samples = config.look_ahead_samples
@@ -95,14 +112,7 @@ class Wav2Vec2AudioEncoder(nn.Module):
         own = self.net.state_dict()
         found = {_current_name(name): tensor for name, tensor in state.items() if not name.startswith("lm_head.")}
         found.pop("masked_spec_embed", None)
-        for name in sorted(set(own) | set(found)):
-            if name not in found or name not in own:
-                problem = f"{name} is {'missing' if name not in found else 'not known'}"
-            elif own[name].shape != found[name].shape:
-                problem = f"{name} is {list(found[name].shape)} instead of {list(own[name].shape)}"
-            else:
-                continue
-            raise LiveTalkError(f"These wav2vec2 weights do not fit: {problem}. Use an unchanged model folder.")
+        check_fit({name: tensor.shape for name, tensor in own.items()}, found, "wav2vec2")
         self.net.load_state_dict(found)
         return self
 
@@ -195,104 +205,50 @@ def _interpolate_at(steps: Tensor, positions: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=4)
 def _dither(samples: int) -> Tensor:
-    """Always the same faint noise ``[samples]``, of unit shape uniform: it depends on nothing but the place."""
-    index = np.arange(samples, dtype=np.uint32)
-    with np.errstate(over="ignore"):  # a multiplicative hash; wrapping around is its point
-        index = (index ^ (index >> 15)) * np.uint32(0x2C1B3C6D)
-        index = (index ^ (index >> 12)) * np.uint32(0x297A2D39)
-    centred = (index ^ (index >> 15)).astype(np.float64) / 2**31 - 1.0
-    return torch.from_numpy((centred * DITHER_AMPLITUDE * np.sqrt(3.0)).astype(np.float32))
+    """Always the same faint noise ``[samples]``, even on every machine: a hash of the place in the window."""
+    mixed: Any = np.arange(samples, dtype=np.uint64)
+    for shift, factor in ((15, 0x2C1B3C6D), (12, 0x297A2D39), (15, 1)):
+        mixed = ((mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)) & np.uint64(0xFFFFFFFF)
+    uniform = mixed.astype(np.float64) / 2**31 - 1.0
+    return torch.from_numpy((uniform * DITHER_AMPLITUDE * np.sqrt(3.0)).astype(np.float32))
 
 
+@dataclass(frozen=True)
 class AudioWindow:
-    """The sound of one stream at ``MODEL_RATE``, as far as it is still needed, and the features of its chunks.
+    """The stretch of a stream's sound that a chunk's features depend on, and those features.
 
-    Positions are absolute: sample 0 belongs to the start of picture 0. What was never heard (before the stream, gaps,
-    after the end) is zeros. Equal samples give equal features, whatever the packets were.
+    Positions are absolute samples at ``MODEL_RATE``; sample 0 belongs to the start of picture 0, so a first window
+    begins at a negative position. What was never heard (before the stream, gaps, after the end) counts as zeros.
 
-    Args:
+    Attributes:
         encoder: an ``AudioEncoder``; shared, never changed.
     """
 
-    def __init__(self, encoder: AudioEncoder) -> None:
-        self.encoder = encoder
-        self.length_samples = 0
-        self.ended = False
-        self._first = 0
-        self._buffer = np.zeros(0, dtype=np.float32)
+    encoder: AudioEncoder
 
-    def push(self, samples: np.ndarray) -> None:
-        """Append mono float32 sound. Not-a-number becomes silence, everything else is clipped to -1..1."""
-        self.overwrite(self.length_samples, samples)
-
-    def end(self) -> None:
-        """The sound pushed so far is complete; silence follows until more is pushed."""
-        self.ended = True
-
-    def overwrite(self, from_sample: int, samples: np.ndarray | None = None) -> None:
-        """Replace everything from ``from_sample`` on by ``samples`` (None: nothing known yet); fills a gap with zeros.
-
-        Raises:
-            ValueError: that sound was already forgotten.
-        """
-        if from_sample < self._first:
-            raise ValueError(f"sample {from_sample} was forgotten; sound is kept from {self._first} on")
-        added = np.zeros(0, np.float32) if samples is None else np.asarray(samples, dtype=np.float32).reshape(-1)
-        kept = min(from_sample, self.length_samples)
-        self._reserve(from_sample + len(added))
-        self._buffer[kept - self._first : from_sample - self._first] = 0.0
-        clean = np.nan_to_num(added, nan=0.0, posinf=1.0, neginf=-1.0)
-        self._buffer[from_sample - self._first : from_sample - self._first + len(added)] = clean.clip(-1.0, 1.0)
-        self.length_samples = from_sample + len(added)
-        self.ended = False
-
-    def ready(self, first_picture: int, rows: int) -> bool:
-        """Whether the sound of these pictures and their look-ahead is there."""
-        needed = (first_picture + rows) * MODEL_SAMPLES_PER_PICTURE + self.encoder.look_ahead_samples
-        return self.ended or self.length_samples >= needed
-
-    def samples(self, start: int, stop: int) -> np.ndarray:
-        """A copy of the sound ``[start, stop)``; zeros where nothing was heard.
-
-        Raises:
-            ValueError: some of it was already forgotten.
-        """
-        if self._first > 0 and start < self._first:
-            raise ValueError(f"sample {start} was forgotten; sound is kept from {self._first} on")
-        result = np.zeros(stop - start, dtype=np.float32)
-        low, high = max(start, self._first), min(stop, self.length_samples)
-        if low < high:
-            result[low - start : high - start] = self._buffer[low - self._first : high - self._first]
-        return result
+    def span(self, first_picture: int, rows: int) -> tuple[int, int]:
+        """Half-open range of samples that the features of ``rows`` pictures from ``first_picture`` on depend on."""
+        start = first_picture * MODEL_SAMPLES_PER_PICTURE
+        stop = start + rows * MODEL_SAMPLES_PER_PICTURE
+        return start - self.encoder.past_samples, stop + self.encoder.look_ahead_samples
 
     @torch.no_grad()
-    def features(self, first_picture: int, rows: int) -> Tensor:
-        """Feature rows ``[1, rows, A]`` of the pictures from ``first_picture`` on, on the encoder's device."""
-        start = first_picture * MODEL_SAMPLES_PER_PICTURE
-        stop = start + rows * MODEL_SAMPLES_PER_PICTURE + self.encoder.look_ahead_samples
-        window = torch.from_numpy(self.samples(start - self.encoder.past_samples, stop))
-        device = next((p.device for p in self.encoder.parameters()), window.device)  # type: ignore[attr-defined]
-        return self.encoder(window.unsqueeze(0).to(device), rows)
+    def features(self, samples: np.ndarray, rows: int) -> Tensor:
+        """Feature rows of a chunk, on the encoder's device.
 
-    def forget(self, before_sample: int) -> None:
-        """Drop sound before ``before_sample``; it can be neither read nor overwritten any more."""
-        self._first, dropped = max(self._first, min(before_sample, self.length_samples)), self._first
-        self._buffer = self._buffer[self._first - dropped :]
-        whole = self._buffer.base
-        if whole is not None and len(self._buffer) < len(whole) // 2:
-            self._buffer = self._buffer.copy()  # only then is the memory of the forgotten half given back
+        Args:
+            samples: float32 ``[n]``, exactly the sound of ``span``.
+            rows: pictures in the chunk.
 
-    def copy(self) -> AudioWindow:
-        """An independent window with the same sound: what one of them hears later the other never sees."""
-        twin = AudioWindow(self.encoder)
-        twin.length_samples, twin.ended, twin._first = self.length_samples, self.ended, self._first
-        twin._buffer = self._buffer.copy()
-        return twin
+        Returns:
+            ``[1, rows, A]``.
 
-    def _reserve(self, length_samples: int) -> None:
-        """Make room up to ``length_samples``, growing by doubling so that small packets stay cheap."""
-        needed, known = length_samples - self._first, self.length_samples - self._first
-        if needed > len(self._buffer):
-            grown = np.zeros(max(needed, 2 * known), dtype=np.float32)
-            grown[:known] = self._buffer[:known]
-            self._buffer = grown
+        Raises:
+            ValueError: another number of samples.
+        """
+        start, stop = self.span(0, rows)
+        if samples.shape != (stop - start,):
+            raise ValueError(f"{rows} pictures need {stop - start} samples around them, got {samples.shape}")
+        window = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32)).unsqueeze(0)
+        device = next((weight.device for weight in self.encoder.parameters()), window.device)
+        return self.encoder(window.to(device), rows)

@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from livetalk.model.storage import check_fit
 from livetalk.types import LiveTalkError
 
 logger = logging.getLogger(__name__)
@@ -207,18 +208,13 @@ def load_umt5(state: Mapping[str, Tensor]) -> nn.Module:
     with torch.device("meta"):
         network = UMT5EncoderModel(UMT5Config(**sizes))
     found = {_library_name(name): tensor for name, tensor in state.items()}
-    found["encoder.embed_tokens.weight"] = found["shared.weight"]
-    for name, tensor in network.state_dict().items():
-        if name not in found:
-            raise LiveTalkError(f"The umT5 weights lack {name}. Use an unchanged models_t5_umt5-xxl-enc-bf16.pth.")
-        if found[name].shape != tensor.shape:
-            raise LiveTalkError(
-                f"umT5's {name} is {list(found[name].shape)} instead of {list(tensor.shape)}. Use an unchanged file."
-            )
-    unknown = sorted(set(found) - set(network.state_dict()) - {"encoder.embed_tokens.weight"})
-    if unknown:
-        raise LiveTalkError(f"The umT5 weights hold the unknown tensor {unknown[0]}. Use an unchanged file.")
-    network.load_state_dict({name: found[name] for name in network.state_dict()}, assign=True)
+    # some library versions list the shared table twice
+    twice = "encoder.embed_tokens.weight"
+    if twice in network.state_dict():
+        found[twice] = found["shared.weight"]
+    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    check_fit(expected, found, "models_t5_umt5-xxl-enc-bf16.pth")
+    network.load_state_dict(found, assign=True)
     return network.requires_grad_(False).eval()
 
 

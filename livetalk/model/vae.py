@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from livetalk.config import VaeConfig
 from livetalk.model.small_vae import SmallVideoVAE
+from livetalk.model.storage import check_fit
 from livetalk.types import PICTURES_PER_LATENT, LiveTalkError
 
 WAN_MEAN = (
@@ -69,13 +70,14 @@ class WanVideoVAE(nn.Module):
         sizes: constructor arguments of ``AutoencoderKLWan``.
     """
 
-    def __init__(
-        self, mean: Sequence[float] = WAN_MEAN, std: Sequence[float] = WAN_STD, **sizes: Any
-    ) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float] = WAN_MEAN, std: Sequence[float] = WAN_STD, **sizes: Any) -> None:
         super().__init__()
         from diffusers import AutoencoderKLWan
 
-        self.net = AutoencoderKLWan(**sizes)
+        self.net = cast("Any", AutoencoderKLWan(**sizes))
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1, 1), persistent=False)
         self._encoder_slots = _causal_convolutions(self.net.encoder)
@@ -94,8 +96,7 @@ class WanVideoVAE(nn.Module):
         with torch.device("meta"):
             vae = cls(mean, std, **sizes)
         converted = {_library_name(name, sizes["num_res_blocks"]): tensor for name, tensor in state.items()}
-        expected = {name: tensor.shape for name, tensor in vae.net.state_dict().items()}
-        _check_same(expected, {name: tensor.shape for name, tensor in converted.items()})
+        check_fit({name: tensor.shape for name, tensor in vae.net.state_dict().items()}, converted, "Wan2.1_VAE.pth")
         vae.net.load_state_dict(converted, assign=True)
         vae.mean = torch.tensor(mean).view(1, -1, 1, 1, 1)
         vae.std = torch.tensor(std).view(1, -1, 1, 1, 1)
@@ -254,17 +255,3 @@ def _library_name(name: str, residuals_per_stage: int) -> str:
     stage, layer = divmod(int(number), residuals_per_stage + 2)
     inside = f"resnets.{layer}" if layer <= residuals_per_stage else "upsamplers.0"
     return f"{half}.up_blocks.{stage}.{inside}.{rest}"
-
-
-def _check_same(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> None:
-    """Refuse weights that are not exactly the expected ones, naming the first tensor of each kind of problem."""
-    problems = []
-    for label, names in (("missing", set(expected) - set(found)), ("not known", set(found) - set(expected))):
-        if names:
-            problems.append(f"{len(names)} {label}, e.g. {min(names)}")
-    for name in sorted(set(expected) & set(found)):
-        if expected[name] != found[name]:
-            problems.append(f"{name} is {list(found[name])} instead of {list(expected[name])}")
-            break
-    if problems:
-        raise LiveTalkError(f"These VAE weights do not fit: {'; '.join(problems)}. Use an unchanged Wan2.1_VAE.pth.")

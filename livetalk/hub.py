@@ -1,0 +1,310 @@
+"""Models ready for use: found in ``checkpoints/``, in a folder, or downloaded; and written.
+
+Weights are loaded once and never written again. Our own format is a folder with ``config.json`` (the preset and the
+hash of the weights) and ``model.safetensors``. This is the only module that talks to the Hugging Face Hub. It does not
+know how a model is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sysconfig
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from livetalk.config import PRESETS, Preset, from_dict, preset, to_dict
+from livetalk.model.audio import AudioEncoder, build_audio_encoder
+from livetalk.model.storage import Storage, load_part, pack_modules, unpack
+from livetalk.model.text import TextEncoder, WordsTextEncoder
+from livetalk.model.transformer import CausalDiT
+from livetalk.model.vae import VideoVAE, build_vae
+from livetalk.types import Identity, LiveTalkError
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+CHECKPOINTS_VARIABLE = "LIVETALK_CHECKPOINTS"
+PARTS = ("transformer", "vae", "audio")
+
+
+@dataclass(frozen=True)
+class Models:
+    """Everything a performer needs, on its device; shared by all sessions and never changed.
+
+    Attributes:
+        preset: sizes and choices.
+        transformer: the network, weights in ``dtype``.
+        vae: pictures <-> latents; the heavy part in ``dtype``.
+        audio: sound -> feature rows, float32.
+        text: prompt -> rows.
+        device: where the networks are.
+        dtype: number format of the networks.
+    """
+
+    preset: Preset
+    transformer: CausalDiT
+    vae: VideoVAE
+    audio: AudioEncoder
+    text: TextEncoder
+    device: torch.device
+    dtype: torch.dtype
+
+    @torch.no_grad()
+    def identity(self, portrait: Tensor, prompt: str) -> Identity:
+        """Who is drawn, from a portrait ``[3, H, W]`` in -1..1 of the preset's size and a prompt."""
+        latent = self.vae.encode_image(portrait.unsqueeze(0).to(self.device))
+        return Identity(portrait_latent=latent.float().cpu(), text=self.text.encode(prompt))
+
+
+def random_models(config: Preset, seed: int = 0, device: str = "cpu", dtype: str | torch.dtype = "float32") -> Models:
+    """The same code path as ``load_models`` with random weights, for tests and benchmarks.
+
+    The prompt is always read by the weightless encoder, because a random umT5 has no tokenizer.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        parts = _build(config)
+        # layers that start at zero would make every picture the portrait
+        for weight in parts["transformer"].parameters():
+            if weight.ndim >= 2 and not weight.any():
+                nn.init.normal_(weight, std=0.02)
+    return _assemble(config, parts, _device(device), dtype)
+
+
+def load_models(name_or_folder: str | Path = "mini", device: str = "auto", dtype: str | torch.dtype = "auto") -> Models:
+    """A model by the name of its preset, or from a folder in our format.
+
+    Args:
+        name_or_folder: "mini", "livetalk-1.3b", or a folder that holds ``config.json`` and ``model.safetensors``.
+        device: "auto" (CUDA if there is any), or a torch device.
+        dtype: "auto" (bfloat16 where the device is fast at it, else float32), or a torch number format.
+
+    Raises:
+        LiveTalkError: no such model, or files are missing, damaged, or of another model; the message names the file.
+    """
+    folder = _folder(str(name_or_folder))
+    config, state = _read(folder)
+    parts = _build(config)
+    for part in PARTS:
+        load_part(parts[part], part, state, f"{folder / WEIGHTS_NAME}")
+    return _assemble(config, parts, _device(device), dtype)
+
+
+def save_models(
+    folder: str | Path,
+    config: Preset,
+    modules: Mapping[str, nn.Module],
+    storage: Storage | Mapping[str, Storage] = "float16",
+) -> None:
+    """Write a folder that ``load_models`` reads; the weights first, so that it is never half there.
+
+    Args:
+        folder: made if need be.
+        config: the preset, written into ``config.json``.
+        modules: "transformer", "vae" and "audio".
+        storage: how matrices are stored, for all or for each module; vectors stay float32.
+
+    Raises:
+        LiveTalkError: a module is missing, a weight cannot be stored, or the folder cannot be written.
+    """
+    if set(modules) != set(PARTS):
+        raise LiveTalkError(f"A checkpoint holds {', '.join(PARTS)}; given were {', '.join(sorted(modules))}.")
+    kinds: dict[str, Storage] = {part: storage if isinstance(storage, str) else storage[part] for part in PARTS}
+    weights = save(pack_modules(modules, kinds), metadata={"format": "livetalk"})
+    described = {"format": FORMAT, "weights_sha256": hashlib.sha256(weights).hexdigest(), "preset": to_dict(config)}
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        _write_whole(target / WEIGHTS_NAME, weights)
+        _write_whole(target / CONFIG_NAME, (json.dumps(described, indent=2) + "\n").encode())
+    except OSError as error:
+        raise LiveTalkError(
+            f"The checkpoint could not be written to {target}: {error.strerror}. Choose another folder."
+        ) from error
+
+
+def checkpoint_roots() -> list[Path]:
+    """Folders in which a preset's folder is looked for: the environment variable, the clone, the installation."""
+    package = Path(__file__).resolve().parent
+    installed = Path("share") / "livetalk" / "checkpoints"
+    named = os.environ.get(CHECKPOINTS_VARIABLE)
+    roots = [Path(named)] if named else []
+    schemes = {sysconfig.get_default_scheme(), sysconfig.get_preferred_scheme("user")}
+    data = [Path(sysconfig.get_path("data", scheme)) / installed for scheme in sorted(schemes)]
+    return [*roots, package.parent / "checkpoints", package.parent / installed, *data]
+
+
+def find_checkpoint(folder_name: str) -> Path | None:
+    """First folder of that name under ``checkpoint_roots`` that holds a ``config.json`` in our format."""
+    for root in checkpoint_roots():
+        if (root / folder_name / CONFIG_NAME).is_file():
+            return root / folder_name
+    return None
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device computes it natively, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return torch.bfloat16 if _cpu_flags() & {"avx512_bf16", "amx_bf16"} else torch.float32
+
+
+def _cpu_flags() -> frozenset[str]:
+    """What the processor says it can do (Linux; elsewhere nothing is known and nothing is assumed)."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return frozenset()
+    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    return frozenset(line.partition(":")[2].split())
+
+
+def _device(name: str) -> torch.device:
+    """A device by name.
+
+    Raises:
+        LiveTalkError: no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise LiveTalkError(f"There is no device {name!r}. Use 'auto', 'cpu' or 'cuda'.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise LiveTalkError(f"The device {name!r} was asked for, but torch sees no CUDA GPU. Use 'cpu' or 'auto'.")
+    return device
+
+
+def _dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """A number format by name.
+
+    Raises:
+        LiveTalkError: no such floating-point format.
+    """
+    if name == "auto":
+        return fast_dtype(device)
+    found = getattr(torch, name, None) if isinstance(name, str) else name
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise LiveTalkError(f"There is no number format {name!r}. Use 'auto', 'float32', 'bfloat16' or 'float16'.")
+    return found
+
+
+def _folder(name: str) -> Path:
+    """Folder of a model given by preset name or path.
+
+    Raises:
+        LiveTalkError: there is none; the message says where it was looked for.
+    """
+    if name in PRESETS:
+        wanted = preset(name).weights.folder
+        found = find_checkpoint(wanted)
+        if found is None:
+            places = ", ".join(str(root / wanted) for root in checkpoint_roots()[:2])
+            raise LiveTalkError(
+                f"The checkpoint of {name!r} is missing: no {CONFIG_NAME} and {WEIGHTS_NAME} in {places}."
+                f" Fetch the repository again with its checkpoints, or set {CHECKPOINTS_VARIABLE} to their folder."
+            )
+        return found
+    folder = Path(name)
+    if not folder.is_dir():
+        raise LiveTalkError(
+            f"There is no model {name!r}. Expected one of {', '.join(PRESETS)}, or a folder with {CONFIG_NAME} and"
+            f" {WEIGHTS_NAME}."
+        )
+    return folder
+
+
+def _read(folder: Path) -> tuple[Preset, dict[str, Tensor]]:
+    """Preset and float32 weights of a folder in our format.
+
+    Raises:
+        LiveTalkError: a file is missing or damaged, or was written by a newer version; the message names it.
+    """
+    described = _read_config(folder / CONFIG_NAME)
+    path = folder / WEIGHTS_NAME
+    try:
+        weights = path.read_bytes()
+    except OSError as error:
+        raise LiveTalkError(f"{path} could not be read: {error.strerror}. Fetch the checkpoint again.") from error
+    if hashlib.sha256(weights).hexdigest() != described["weights_sha256"]:
+        raise LiveTalkError(
+            f"{path} is damaged: its hash is not the one in {CONFIG_NAME}. Expected both files of one checkpoint."
+            " Fetch them again."
+        )
+    try:
+        packed = load(weights)
+    except SafetensorError as error:
+        raise LiveTalkError(f"{path} is no safetensors file ({error}). Fetch the checkpoint again.") from error
+    return from_dict(Preset, described["preset"]), unpack(packed)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Content of ``config.json``.
+
+    Raises:
+        LiveTalkError: missing, no JSON, or not what this version writes.
+    """
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LiveTalkError(
+            f"{path} could not be read: {error.strerror}. Expected {CONFIG_NAME} and {WEIGHTS_NAME} in one folder."
+            " Fetch both again."
+        ) from error
+    except ValueError as error:
+        raise LiveTalkError(f"{path} is no JSON ({error}). Fetch the checkpoint again.") from error
+    known = {"format", "weights_sha256", "preset"}
+    keys = set(described) if isinstance(described, dict) else set()
+    if keys != known or described["format"] != FORMAT:
+        wrong = ", ".join(sorted(keys ^ known)) or f"format {described['format']}"
+        raise LiveTalkError(
+            f"{path} is no checkpoint description of format {FORMAT} (look at: {wrong})."
+            f" Expected the keys {', '.join(sorted(known))}. Fetch the checkpoint again, or update LiveTalk."
+        )
+    return described
+
+
+def _build(config: Preset) -> dict[str, nn.Module]:
+    """The modules of a preset with random weights."""
+    return {
+        "transformer": CausalDiT(config.model),
+        "vae": build_vae(config.vae),
+        "audio": build_audio_encoder(config.audio, config.model.audio_width),
+    }
+
+
+def _assemble(config: Preset, parts: Mapping[str, Any], device: torch.device, dtype: str | torch.dtype) -> Models:
+    """Frozen modules on their device in their number formats."""
+    number_format = _dtype(dtype, device)
+    return Models(
+        preset=config,
+        transformer=parts["transformer"].to(device=device, dtype=number_format).eval().requires_grad_(False),
+        vae=parts["vae"].to(device).prepare_for_inference(number_format),
+        audio=parts["audio"].to(device).eval().requires_grad_(False),
+        text=WordsTextEncoder(config.model.text_tokens, config.model.text_width),
+        device=device,
+        dtype=number_format,
+    )
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a passing name and put it in place at once."""
+    unfinished = path.with_name(path.name + ".part")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
