@@ -1,0 +1,213 @@
+"""Attention of the causal DiT: projections, norms, and which frames a chunk sees (spec sections 5.2, 6).
+
+Self-attention asks a *context* what its queries attend to: ``ClipContext`` here (bidirectional or block-causal over a
+whole clip), ``CachePass`` in ``model.cache`` (rollout). This module does not know rings, noise or time steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from livetalk.model.rotary import rotary_table, rotate, time_shift
+from livetalk.types import LiveTalkError
+
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class ChunkSpan:
+    """One chunk and its keys, in latent frames: queries ``start:stop``; keys ``0:sinks`` and ``first:stop``.
+
+    Attributes:
+        sink_shift: frames by which the sinks move up in time.
+    """
+
+    start: int
+    stop: int
+    sinks: int
+    first: int
+    sink_shift: int
+
+
+@dataclass(frozen=True)
+class ChunkMask:
+    """Which latent frames a chunk sees in a forward pass without cache (spec section 6.2).
+
+    Attributes:
+        chunk_frames: latent frames generated together; they see each other.
+        window_frames: frames seen in all, sinks and the chunk itself included; None = everything before.
+        sink_frames: first frames of the clip, always seen.
+        bounded: time distances as in a ``bounded`` cache: the sinks move up to stand directly before the window.
+    """
+
+    chunk_frames: int
+    window_frames: int | None = None
+    sink_frames: int = 0
+    bounded: bool = False
+
+    def spans(self, frames: int) -> list[ChunkSpan]:
+        """What each chunk of a clip of ``frames`` latent frames sees.
+
+        Raises:
+            LiveTalkError: the clip is not a whole number of chunks, or the window cannot hold sinks and chunk.
+        """
+        if frames % self.chunk_frames:
+            raise LiveTalkError(
+                f"A clip of {frames} latent frames is not a whole number of chunks of {self.chunk_frames}. "
+                "Cut the clip to a multiple."
+            )
+        if self.window_frames is not None:
+            check_window(self.window_frames, self.sink_frames, self.chunk_frames)
+        spans = []
+        for start in range(0, frames, self.chunk_frames):
+            stop = start + self.chunk_frames
+            dropped = 0 if self.window_frames is None else max(0, stop - self.window_frames)
+            sinks = self.sink_frames if dropped else 0
+            spans.append(ChunkSpan(start, stop, sinks, sinks + dropped, dropped if self.bounded else 0))
+        return spans
+
+
+def check_window(window_frames: int, sink_frames: int, chunk_frames: int) -> None:
+    """Refuse a window that cannot hold the sinks and a chunk.
+
+    Raises:
+        LiveTalkError: it cannot.
+    """
+    if window_frames < sink_frames + chunk_frames:
+        raise LiveTalkError(
+            f"A window of {window_frames} latent frames cannot hold {sink_frames} sink frames and a chunk of "
+            f"{chunk_frames}. Make the window at least {sink_frames + chunk_frames} frames."
+        )
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v without mask.
+
+    Args:
+        q: ``[B, heads, N, d]``.
+        k: ``[B, heads, K, d]``, ``v`` the same.
+
+    Returns:
+        ``[B, heads, N, d]``.
+    """
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        # The fused CPU kernel is slower in bf16 than three plain products (measured without AMX).
+        scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
+        return torch.matmul(torch.softmax(scores, dim=-1), v)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class AttentionContext(Protocol):
+    """What queries of one layer attend to."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of the layer's tokens; q and k normalised, not rotated; all ``[B, heads, N, d]``."""
+
+
+class ClipContext:
+    """Attention within one clip, without cache: bidirectional, or block-causal with a mask.
+
+    Args:
+        times: time position of each frame.
+        grid: rows and columns of the patch grid.
+        split: rotary channels of a head for (time, rows, columns).
+        device: where the tokens are.
+        mask: block-causal mask; None = every token sees every token.
+    """
+
+    def __init__(
+        self,
+        times: Sequence[float],
+        grid: tuple[int, int],
+        split: tuple[int, int, int],
+        device: torch.device,
+        mask: ChunkMask | None = None,
+    ) -> None:
+        self._tokens = grid[0] * grid[1]
+        self._table = rotary_table(times, grid, split, device)
+        self._spans = None if mask is None else mask.spans(len(times))
+        shifts = {span.sink_shift for span in self._spans or () if span.sink_shift}
+        self._shifts = {frames: time_shift(frames, split, device) for frames in shifts}
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG002 (the protocol's)
+        """See ``AttentionContext``; the same for every layer."""
+        q, k = rotate(q, self._table), rotate(k, self._table)
+        if self._spans is None:
+            return attend(q, k, v)
+        return torch.cat([self._attend_span(q, k, v, span) for span in self._spans], dim=2)
+
+    def _attend_span(self, q: Tensor, k: Tensor, v: Tensor, span: ChunkSpan) -> Tensor:
+        """One chunk over exactly the keys it may see: a dense mask would cost several times more."""
+        start, stop, first, sinks = (
+            frames * self._tokens for frames in (span.start, span.stop, span.first, span.sinks)
+        )
+        keys, values = k[:, :, first:stop], v[:, :, first:stop]
+        if sinks:
+            anchors = k[:, :, :sinks]
+            if span.sink_shift:
+                anchors = rotate(anchors, self._shifts[span.sink_shift])
+            keys = torch.cat((anchors, keys), dim=2)
+            values = torch.cat((v[:, :, :sinks], values), dim=2)
+        return attend(q[:, :, start:stop], keys, values)
+
+
+class WideRMSNorm(nn.Module):
+    """RMS norm over the whole width, not per head (spec section 5)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension; statistics in float32."""
+        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), EPS)
+
+
+class Attention(nn.Module):
+    """Projections and norms of self- and cross-attention; names as in the original checkpoint."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.k = nn.Linear(width, width)
+        self.v = nn.Linear(width, width)
+        self.o = nn.Linear(width, width)
+        self.norm_q = WideRMSNorm(width)
+        self.norm_k = WideRMSNorm(width)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Normalised queries ``[B, heads, N, d]`` of tokens ``[B, N, D]``."""
+        return self._heads(self.norm_q(self.q(x)))
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised keys and values, each ``[B, heads, N, d]``, of tokens ``[B, N, D]``."""
+        return self._heads(self.norm_k(self.k(x))), self._heads(self.v(x))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def _output(self, attended: Tensor) -> Tensor:
+        return self.o(attended.transpose(1, 2).flatten(2))
+
+
+class SelfAttention(Attention):
+    """Self-attention with rotary positions."""
+
+    def forward(self, x: Tensor, layer: int, context: AttentionContext) -> Tensor:
+        """Attend within ``context`` from tokens ``[B, N, D]`` of layer number ``layer``."""
+        return self._output(context.attend(layer, self.queries(x), *self.keys_values(x)))
+
+
+class CrossAttention(Attention):
+    """Attention over the text rows: no rotation, no mask (spec section 5.2, step 2)."""
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attend from tokens ``[B, N, D]`` to prepared keys and values ``[B, heads, L, d]``."""
+        return self._output(attend(self.queries(x), keys, values))

@@ -1,0 +1,311 @@
+"""CausalDiT: the one network of student, teacher and critic (spec sections 1 to 6).
+
+``forward`` has three modes: bidirectional (teacher, critic), block-causal with a ``ChunkMask`` (training on known
+clips) and cached (rollout). It does not know noise schedules, prediction targets, chunks in time or where conditions
+come from. Parameter names are those of the original checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from livetalk.config import ModelConfig
+from livetalk.model.attention import EPS, AttentionContext, ChunkMask, ClipContext, CrossAttention, SelfAttention
+from livetalk.model.cache import CachePass, KVCache
+from livetalk.model.conditions import AudioVectors, Conditions, TextKeys, image_condition, pack_audio
+from livetalk.types import PICTURES_PER_LATENT, LiveTalkError
+
+__all__ = ["AudioVectors", "CausalDiT", "ChunkMask", "Conditions", "TextKeys", "image_condition", "pack_audio"]
+
+AUDIO_NORM_EPS = 1e-5
+
+
+class AudioProjection(nn.Module):
+    """Four picture rows of a latent frame to one small vector (spec section 4.3.8)."""
+
+    def __init__(self, audio_width: int, bottleneck: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(PICTURES_PER_LATENT * audio_width, bottleneck)
+        self.norm_out = nn.LayerNorm(bottleneck, eps=AUDIO_NORM_EPS)
+
+    def forward(self, packed: Tensor) -> Tensor:
+        """``[B, 4F, A]`` to ``[B, F, bottleneck]``."""
+        return self.norm_out(self.proj(packed.unflatten(1, (-1, PICTURES_PER_LATENT)).flatten(2)))
+
+
+class DiTBlock(nn.Module):
+    """One layer: self-attention, text attention, feed-forward (spec section 5.2)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.modulation = nn.Parameter(torch.randn(1, 6, width) / math.sqrt(width))
+        self.self_attn = SelfAttention(width, config.heads)
+        self.cross_attn = CrossAttention(width, config.heads)
+        self.norm3 = nn.LayerNorm(width, eps=EPS)
+        self.ffn = nn.Sequential(
+            nn.Linear(width, config.ffn_width), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_width, width)
+        )
+
+    def forward(
+        self, x: Tensor, projection: Tensor, text: tuple[Tensor, Tensor], layer: int, context: AttentionContext
+    ) -> Tensor:
+        """One layer.
+
+        Args:
+            x: tokens ``[B, F, P, D]``; written over when gradients are off.
+            projection: time embedding projected to ``[B, F, 6, D]``.
+            text: keys and values of this layer.
+            layer: number of this layer.
+            context: what self-attention sees.
+        """
+        modulation = (self.modulation + projection).unsqueeze(-2)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(2)
+        attended = self.self_attn(modulate(x, shift1, scale1).flatten(1, 2), layer, context)
+        x = add(x, attended.view(x.shape), gate1)
+        x = add(x, self.cross_attn(self.norm3(x).flatten(1, 2), *text).view(x.shape))
+        return add(x, self.ffn(modulate(x, shift2, scale2)), gate2)
+
+    def write_keys(self, x: Tensor, projection: Tensor, layer: int, context: CachePass) -> None:
+        """Only what a later chunk needs of this layer, when nothing behind it is wanted: keys and values."""
+        shift, scale = (self.modulation + projection).unsqueeze(-2).unbind(2)[:2]
+        context.write(layer, *self.self_attn.keys_values(modulate(x, shift, scale).flatten(1, 2)))
+
+
+def add(x: Tensor, y: Tensor, gate: Tensor | None = None) -> Tensor:
+    """``x + y`` or ``x + gate * y``; into the memory of ``x`` when no gradient needs it."""
+    if torch.is_grad_enabled():
+        return x + y if gate is None else torch.addcmul(x, gate, y)
+    return x.add_(y) if gate is None else x.addcmul_(gate, y)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Layer norm without parameters, times ``1 + scale``, plus ``shift``, one each per latent frame."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
+
+
+class Head(nn.Module):
+    """Last norm, modulation and projection to patches (spec section 5.4)."""
+
+    def __init__(self, width: int, patch_numbers: int) -> None:
+        super().__init__()
+        self.modulation = nn.Parameter(torch.randn(1, 2, width) / math.sqrt(width))
+        self.head = nn.Linear(width, patch_numbers)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Tokens ``[B, F, P, D]`` and time embedding ``[B, F, D]`` to ``[B, F, P, patch numbers]``."""
+        shift, scale = (self.modulation + embedding.unsqueeze(2)).unsqueeze(-2).unbind(2)
+        return self.head(modulate(x, shift, scale))
+
+
+def sinusoid(t: Tensor, width: int) -> Tensor:
+    """Time embedding of ``t`` (0..1000): cosines first, then sines (spec section 5.1); ``[..., width]`` float64."""
+    half = width // 2
+    frequencies = torch.pow(
+        10_000.0, -torch.arange(half, dtype=torch.float64, device=t.device) / half
+    )
+    angles = t.to(torch.float64)[..., None] * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+class CausalDiT(nn.Module):
+    """Causal audio-driven diffusion transformer (spec sections 2 and 5).
+
+    Args:
+        config: sizes.
+
+    Raises:
+        LiveTalkError: sizes that cannot work together.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        check_config(config)
+        self.config = config
+        width = config.width
+        self.patch_embedding = nn.Conv3d(config.in_channels, width, config.patch, stride=config.patch)
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
+        )
+        self.time_embedding = nn.Sequential(nn.Linear(config.freq_width, width), nn.SiLU(), nn.Linear(width, width))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.layers))
+        self.head = Head(width, config.out_channels * math.prod(config.patch))
+        self.audio_proj = AudioProjection(config.audio_width, config.audio_bottleneck)
+        self.audio_cond_projs = nn.ModuleList(
+            nn.Linear(config.audio_bottleneck, width) for _ in config.audio_layer_range
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the weights."""
+        return self.patch_embedding.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.patch_embedding.weight.device
+
+    def prepare(self, cond: Conditions) -> Conditions:
+        """Conditions with text keys/values of all layers and audio vectors computed once.
+
+        Parts that are prepared already stay as they are. Differentiable when gradients are on.
+        """
+        return dataclasses.replace(cond, audio=self._audio_vectors(cond), text=self._text_keys(cond.text))
+
+    def _text_keys(self, text: Tensor | TextKeys) -> TextKeys:
+        if isinstance(text, TextKeys):
+            return text
+        embedded = self.text_embedding(text.to(self.device, self.dtype))
+        pairs = [block.cross_attn.keys_values(embedded) for block in self.blocks]
+        return TextKeys(tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
+
+    def _audio_vectors(self, cond: Conditions) -> AudioVectors:
+        if isinstance(cond.audio, AudioVectors):
+            return cond.audio
+        batch, _, frames = cond.image.shape[:3]
+        rows = cond.audio
+        if rows is None:
+            rows = cond.image.new_zeros(batch, PICTURES_PER_LATENT * frames, self.config.audio_width)
+        narrow = self.audio_proj(rows.to(self.device, self.dtype))
+        return AudioVectors(torch.stack([project(narrow) for project in self.audio_cond_projs]))
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Conditions,
+        *,
+        block_mask: ChunkMask | None = None,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Raw network output for noisy latents.
+
+        Args:
+            x: noisy latents ``[B, 16, F, H, W]``.
+            t: noise level 0..1000 as floats, ``[B]`` or per frame ``[B, F]``.
+            cond: conditions of these frames, prepared or not.
+            block_mask: block-causal training without cache; None (and no cache) = bidirectional.
+            cache: rollout: attend to it and write the chunk's keys into the chunk's slot.
+            positions: time positions of the frames ``[F]``; default 0..F-1. Not with a cache, which knows them.
+
+        Returns:
+            ``[B, 16, F, H, W]`` in the dtype of ``x``.
+
+        Raises:
+            LiveTalkError: sizes that do not fit together.
+        """
+        cond = self.prepare(cond)
+        tokens, embedding, projection = self._enter(x, t, cond.image)
+        context: AttentionContext
+        if cache is None:
+            times = range(x.shape[2]) if positions is None else positions.tolist()
+            context = ClipContext(times, self._grid(x), self.config.rotary, self.device, block_mask)
+        else:
+            context = cache.open(x.shape[2])
+        for layer, block in enumerate(self.blocks):
+            tokens = block(self._hear(tokens, layer, cond), projection, _text_of(cond, layer), layer, context)
+        return self._unpatch(self.head(tokens, embedding), x)
+
+    def write_context(self, latents: Tensor, t: Tensor, cond: Conditions, cache: KVCache) -> None:
+        """Write keys and values of clean latents into the cache and move on; stops at the last layer's keys.
+
+        Args:
+            latents: ``[B, 16, f, H, W]``, the chunk that stands at the cache's place.
+            t: noise level the network is told, ``[B]`` or ``[B, f]``; 0 for clean latents.
+            cond: conditions of the chunk.
+            cache: where to write.
+        """
+        with torch.no_grad():
+            cond = self.prepare(cond)
+            tokens, _, projection = self._enter(latents, t, cond.image)
+            context = cache.open(latents.shape[2])
+            last = len(self.blocks) - 1
+            for layer, block in enumerate(self.blocks):
+                tokens = self._hear(tokens, layer, cond)
+                if layer == last:
+                    block.write_keys(tokens, projection, layer, context)
+                else:
+                    tokens = block(tokens, projection, _text_of(cond, layer), layer, context)
+            cache.advance(latents.shape[2])
+
+    def _hear(self, tokens: Tensor, layer: int, cond: Conditions) -> Tensor:
+        """Add the audio of each latent frame to its tokens, in the layers that hear."""
+        hearing = self.config.audio_layer_range
+        if layer not in hearing:
+            return tokens
+        vectors = cond.audio.vectors[layer - hearing.start]  # type: ignore[union-attr]
+        return add(tokens, vectors.unsqueeze(2))
+
+    def _enter(self, x: Tensor, t: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens ``[B, F, P, D]``, time embedding ``[B, F, D]`` and its projection ``[B, F, 6, D]``."""
+        frames = x.shape[2]
+        if image.shape[2] != frames:
+            raise LiveTalkError(f"The image condition has {image.shape[2]} frames, the latents have {frames}.")
+        rows, columns = self._grid(x)
+        tokens = self._patches(torch.cat((x.to(self.dtype), image.to(self.device, self.dtype)), dim=1))
+        tokens = tokens.unflatten(1, (frames, rows * columns))
+        t = t if t.dim() == 2 else t[:, None].expand(-1, frames)
+        if not t.is_floating_point():
+            raise LiveTalkError("Noise levels must be floating point numbers: whole numbers lose the time embedding.")
+        embedding = self.time_embedding(sinusoid(t.to(self.device), self.config.freq_width).to(self.dtype))
+        return tokens, embedding, self.time_projection(embedding).unflatten(-1, (6, -1))
+
+    def _patches(self, channels: Tensor) -> Tensor:
+        """``[B, C, F, H, W]`` to tokens ``[B, F * P, D]``; the convolution written as one matrix product."""
+        batch, count, frames, height, width = channels.shape
+        _, high, wide = self.config.patch
+        patches = channels.view(batch, count, frames, height // high, high, width // wide, wide)
+        patches = patches.permute(0, 2, 3, 5, 1, 4, 6).reshape(batch, -1, count * high * wide)
+        return F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
+
+    def _unpatch(self, numbers: Tensor, x: Tensor) -> Tensor:
+        """Patch numbers ``[B, F, P, (row, column, channel)]`` to latents like ``x``."""
+        rows, columns = self._grid(x)
+        _, high, wide = self.config.patch
+        patches = numbers.unflatten(-1, (high, wide, -1)).unflatten(2, (rows, columns))
+        # [B, F, rows, columns, high, wide, C] -> [B, C, F, rows, high, columns, wide]
+        return patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(x.shape).to(x.dtype)
+
+    def _grid(self, x: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches of latents ``[B, C, F, H, W]``.
+
+        Raises:
+            LiveTalkError: the picture is not a whole number of patches.
+        """
+        (height, width), (_, high, wide) = x.shape[-2:], self.config.patch
+        if height % high or width % wide:
+            raise LiveTalkError(
+                f"Latents of {height} x {width} are not a whole number of patches of {high} x {wide}: "
+                f"picture sides must be multiples of {8 * high} and {8 * wide}."
+            )
+        return height // high, width // wide
+
+
+def _text_of(cond: Conditions, layer: int) -> tuple[Tensor, Tensor]:
+    """Text keys and values of one layer of prepared conditions."""
+    return cond.text.keys[layer], cond.text.values[layer]  # type: ignore[union-attr]
+
+
+def check_config(config: ModelConfig) -> None:
+    """Refuse sizes that cannot work together.
+
+    Raises:
+        LiveTalkError: what does not fit, and what would.
+    """
+    if config.width % config.heads:
+        raise LiveTalkError(f"Width {config.width} is not a whole number of {config.heads} heads.")
+    if sum(config.rotary) != config.head_width or any(size % 2 for size in config.rotary):
+        raise LiveTalkError(
+            f"Heads of {config.head_width} channels cannot rotate as {config.rotary} (time, rows, columns): the parts "
+            "must be even and add up to the head. Give rotary_split in the model configuration."
+        )
+    hearing = config.audio_layer_range
+    if len(hearing) and not 0 <= hearing.start <= hearing[-1] < config.layers:
+        raise LiveTalkError(f"Audio layers {hearing.start}..{hearing[-1]} do not exist in {config.layers} layers.")
