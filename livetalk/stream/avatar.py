@@ -1,0 +1,169 @@
+"""An avatar: a loaded model that renders clips and opens sessions. The door for people who write Python.
+
+    from livetalk import load
+
+    avatar = load("mini")
+    avatar.render("face.png", "speech.wav", out="a.mp4")
+
+This module does not know pages, command lines or how networks compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from livetalk.hub import Models, load_models
+from livetalk.media.clips import ClipWriter
+from livetalk.media.portraits import PortraitSource, load_portrait
+from livetalk.media.sound import SpeechSource, duration_s, speech_blocks
+from livetalk.stream.pace import Clock
+from livetalk.stream.performer import Performer
+from livetalk.stream.session import Session
+from livetalk.types import PICTURES_PER_SECOND, PLAYBACK_RATE, AudioChunk, Identity, Pictures, SpeechEnd
+
+Progress = Callable[[float, float | None], None]
+"""Called with the seconds done and the seconds in all (None where the file does not say)."""
+
+WARM_UP_PICTURES = 24
+
+
+def load(preset: str | Path = "mini", device: str = "auto") -> Avatar:
+    """An avatar, ready to talk.
+
+    Args:
+        preset: "mini", "livetalk-1.3b", or a folder with a checkpoint.
+        device: "auto" (CUDA if there is any), "cpu" or "cuda".
+
+    Raises:
+        LiveTalkError: no such model or device, or files are missing or damaged.
+    """
+    avatar = Avatar(load_models(preset, device))
+    avatar.warm_up()
+    return avatar
+
+
+class Avatar:
+    """A model that gives any number of faces a voice. Holds weights only; what changes belongs to sessions.
+
+    Args:
+        models: networks and preset.
+    """
+
+    def __init__(self, models: Models) -> None:
+        self.models = models
+
+    def warm_up(self) -> None:
+        """Run two chunks, so that the first visitor does not wait for what happens once."""
+        preset = self.models.preset
+        identity = self.identity(np.zeros((preset.height, preset.width, 3), np.uint8))
+        performer = Performer(self.models, identity, overlap=False)
+        performer.push(AudioChunk(np.zeros(WARM_UP_PICTURES * PLAYBACK_RATE // PICTURES_PER_SECOND, np.float32)))
+        for _ in performer:
+            pass
+
+    def identity(self, portrait: PortraitSource, prompt: str | None = None) -> Identity:
+        """Who is drawn.
+
+        Args:
+            portrait: path, bytes, PIL image, or uint8 array ``[H, W, 3]``; cut and scaled to the model's size.
+            prompt: how the person moves and feels; None or empty = the preset's words.
+
+        Raises:
+            LiveTalkError: the portrait cannot be read or used.
+        """
+        preset = self.models.preset
+        pixels = load_portrait(portrait, preset.height, preset.width)
+        return self.models.identity(pixels, prompt or preset.stream.default_prompt)
+
+    def clip(
+        self,
+        portrait: PortraitSource,
+        speech: SpeechSource,
+        prompt: str | None = None,
+        seed: int = 0,
+        limit_s: float | None = None,
+    ) -> Iterator[Pictures]:
+        """The pictures of a whole clip with their sound, chunk by chunk as they are made, in constant memory.
+
+        Args:
+            portrait: see :meth:`identity`.
+            speech: path, bytes of a file, or ``(samples, rate)``.
+            prompt: how the person moves and feels.
+            seed: same seed, same clip.
+            limit_s: longest speech accepted; None = any length.
+
+        Raises:
+            LiveTalkError: portrait or speech cannot be used.
+        """
+        performer = Performer(self.models, self.identity(portrait, prompt), seed)
+        try:
+            for block in speech_blocks(speech, PLAYBACK_RATE, limit_s):
+                performer.push(AudioChunk(block, PLAYBACK_RATE))
+                yield from performer
+            performer.push(SpeechEnd())
+            yield from performer
+        finally:
+            performer.close()
+
+    def render(  # noqa: PLR0913 (one call that does the whole thing)
+        self,
+        portrait: PortraitSource,
+        speech: SpeechSource,
+        out: str | Path = "livetalk.mp4",
+        prompt: str | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+        limit_s: float | None = None,
+    ) -> Path:
+        """A portrait says a speech: an mp4 (16 pictures/s H.264, AAC), as long as the speech within one picture.
+
+        The file appears under its name only when it is whole.
+
+        Args:
+            portrait: path, bytes, PIL image, or uint8 array ``[H, W, 3]``.
+            speech: path, bytes of a file, or ``(samples, rate)``; any length, in constant memory.
+            out: file to write.
+            prompt: how the person moves and feels.
+            seed: same seed, same clip.
+            progress: called after every chunk.
+            limit_s: longest speech accepted; None = any length.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            LiveTalkError: portrait or speech cannot be used, or the file cannot be written.
+        """
+        preset = self.models.preset
+        total_s = duration_s(speech)
+        with ClipWriter(out, preset.height, preset.width) as writer:
+            for piece in self.clip(portrait, speech, prompt, seed, limit_s):
+                writer.write(piece.pictures, piece.sound)
+                if progress is not None:
+                    progress((piece.first_picture + len(piece.pictures)) / PICTURES_PER_SECOND, total_s)
+        return Path(out)
+
+    def session(
+        self,
+        portrait: PortraitSource,
+        prompt: str | None = None,
+        seed: int = 0,
+        mode: str = "mirror",
+        clock: Clock | None = None,
+    ) -> Session:
+        """A live session with one visitor.
+
+        Args:
+            portrait: see :meth:`identity`.
+            prompt: how the person moves and feels.
+            seed: of everything random.
+            mode: "mirror": the visitor's own sound drives the face.
+            clock: for tests; None = the machine's.
+
+        Raises:
+            LiveTalkError: the portrait cannot be used, or there is no such mode.
+        """
+        return Session(self.models, self.identity(portrait, prompt), seed=seed, mode=mode, clock=clock)

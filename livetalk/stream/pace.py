@@ -1,0 +1,129 @@
+"""When pictures are due: a playback position that follows an injected clock, and the times stages took.
+
+There is no back-pressure between a server and a page, so whoever generates must know where playback is: nothing leaves
+more than the lead ahead of it. If pictures come too late, playback slips: the clock's origin moves, sound and pictures
+together, and the slip is counted so that it can be shown.
+
+This module knows nothing of pictures, sound or networks; it reads time only from the clock it is given.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from livetalk.types import PICTURES_PER_SECOND
+
+Timer = Callable[[], float]
+"""Seconds from an arbitrary beginning; never falls."""
+
+REMEMBERED_STEPS = 256
+
+
+class Clock(Protocol):
+    """Time as a session needs it: to read, and to wait for. Tests bring their own."""
+
+    def __call__(self) -> float:
+        """Seconds from an arbitrary beginning; never falls."""
+
+    def wait(self, changed: threading.Condition, timeout_s: float | None) -> None:
+        """Wait (holding ``changed``) until somebody notifies it or the time is over."""
+
+
+class SystemClock:
+    """The machine's monotonic clock."""
+
+    def __call__(self) -> float:
+        """Seconds from an arbitrary beginning."""
+        return time.monotonic()
+
+    def wait(self, changed: threading.Condition, timeout_s: float | None) -> None:
+        """Wait (holding ``changed``) until somebody notifies it or the time is over."""
+        changed.wait(timeout_s)
+
+
+class Playback:
+    """What is on screen now, for a player that starts with the first pictures handed out.
+
+    Args:
+        now: the clock.
+        lead_s: at most this much is handed out ahead of what is on screen.
+    """
+
+    def __init__(self, now: Timer, lead_s: float) -> None:
+        self._now = now
+        self.lead_s = lead_s
+        self.late_s = 0.0
+        """How far playback has slipped in all, because pictures came too late."""
+        self._origin_s: float | None = None
+
+    @property
+    def position_s(self) -> float:
+        """Position in the stream that is on screen now; 0 before playback has begun."""
+        return 0.0 if self._origin_s is None else self._now() - self._origin_s
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was handed out."""
+        return self._origin_s is not None
+
+    @property
+    def next_picture(self) -> int:
+        """First picture that is not on screen yet."""
+        return int(self.position_s * PICTURES_PER_SECOND) + 1 if self.begun else 0
+
+    def due_in_s(self, stop_picture: int) -> float:
+        """Seconds until pictures before ``stop_picture`` may leave; not positive = now."""
+        return stop_picture / PICTURES_PER_SECOND - self.lead_s - self.position_s if self.begun else 0.0
+
+    def ahead_s(self, picture: int) -> float:
+        """Seconds until ``picture`` must be on screen; negative = late."""
+        return picture / PICTURES_PER_SECOND - self.position_s
+
+    def hand_out(self, first_picture: int) -> None:
+        """Pictures from ``first_picture`` on leave now; playback begins, or slips if they should be on screen already."""
+        if self._origin_s is None:
+            self._origin_s = self._now() - first_picture / PICTURES_PER_SECOND
+        lateness_s = -self.ahead_s(first_picture)
+        if lateness_s > 0:
+            self._origin_s += lateness_s
+            self.late_s += lateness_s
+
+
+class StageTimes:
+    """How long the stages of generation took lately. Stages may run in different threads.
+
+    Args:
+        timer: the clock that is read.
+    """
+
+    def __init__(self, timer: Timer) -> None:
+        self._timer = timer
+        self._lock = threading.Lock()
+        self._steps_s: dict[str, deque[float]] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the body as one step of stage ``name``."""
+        begin_s = self._timer()
+        try:
+            yield
+        finally:
+            spent_s = self._timer() - begin_s
+            with self._lock:
+                self._steps_s.setdefault(name, deque(maxlen=REMEMBERED_STEPS)).append(spent_s)
+
+    def steps_s(self) -> dict[str, list[float]]:
+        """The last steps of every stage, oldest first, in seconds."""
+        with self._lock:
+            return {name: list(steps) for name, steps in self._steps_s.items()}
+
+    def typical_s(self, *names: str) -> float:
+        """Sum of the medians of some stages; a stage that never ran counts nothing."""
+        steps = self.steps_s()
+        return sum(statistics.median(steps[name]) for name in names if steps.get(name))

@@ -1,0 +1,309 @@
+"""The performer: speech in, pictures out, in chunks, with the possibility to change one's mind about the future.
+
+Three verbs: push speech, clear what was not shown, iterate pictures. There are two uses and one set of bits:
+
+* **Without a clock** (clips): pictures of a chunk leave as soon as its sound and the look-ahead are there. At the end of
+  the speech the chunk is filled up with silence and pictures leave up to the end of the speech.
+* **With a clock** (live): pictures leave in small pieces at most a lead ahead of playback. Where nothing is said the
+  face lives on silence. When speech begins, goes on, ends or is cleared inside chunks already made, those chunks are
+  made again from where they began, with the same noise and the new sound; what already left stays as it is.
+
+A chunk never depends on how or when its sound arrived, only on the sound, the seed and the chunks before it.
+This module knows nothing of files, pages, threads of the caller, or what is said.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+
+from livetalk.hub import Models
+from livetalk.stream.chunks import ChunkMaker, Take
+from livetalk.stream.pace import Playback, StageTimes, Timer
+from livetalk.stream.track import SoundTrack
+from livetalk.types import (
+    MODEL_SAMPLES_PER_PICTURE,
+    PICTURES_PER_LATENT,
+    PICTURES_PER_SECOND,
+    AudioChunk,
+    Identity,
+    Pictures,
+    SpeechEnd,
+    picture_span,
+)
+
+PIECE_PICTURES = PICTURES_PER_LATENT
+"""Live pictures leave in pieces of at most this many, so that little has left when somebody interrupts."""
+
+SAFETY_PICTURES = 2
+"""After ``clear`` this many pictures after the one on screen stay as they are: the new ones need time to arrive."""
+
+LEAST_MARGIN_S = 0.15
+MARGIN_FACTOR = 1.5
+SPEAKING_LEVEL = 0.01
+"""Pieces whose sound stays under this amplitude count as silence in what is shown as the state."""
+
+
+class Performer:
+    """Generates one stream of pictures; not thread-safe, one stream each.
+
+    Args:
+        models: networks and preset; shared, never changed.
+        identity: whose face, and how it moves.
+        seed: same seed, same speech at the same places: same pictures.
+        clock: seconds; None = no pacing and no idle motion, pictures leave as soon as they can be known.
+        lead_s: at most this much leaves ahead of playback; None = as the preset says.
+        overlap: decode one chunk in a thread while the next is denoised; None = where it pays (CUDA).
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        identity: Identity,
+        seed: int = 0,
+        *,
+        clock: Timer | None = None,
+        lead_s: float | None = None,
+        overlap: bool | None = None,
+    ) -> None:
+        preset = models.preset
+        self._frames = preset.rollout.chunk_frames
+        self._look_ahead = preset.audio.look_ahead_samples
+        self._playback = Playback(clock, preset.stream.lead_s if lead_s is None else lead_s) if clock else None
+        self.times = StageTimes(clock or time.perf_counter)
+        self._timer = clock or time.perf_counter
+        self._overlap = models.device.type == "cuda" if overlap is None else overlap
+        self._maker = ChunkMaker(models, identity, seed, self.times, self._overlap)
+        self._track = SoundTrack(models.audio)
+        self._takes: deque[Take] = deque()
+        self._next_chunk = 0
+        self._next_picture = 0
+        self._awaited: int | None = None
+        self._heard_at_s: float | None = None
+        self.generation = 0
+        self.first_picture_s: float | None = None
+        """From the last sample that the latest speech's first chunk needed to its pictures."""
+
+    def push(self, packet: AudioChunk | SpeechEnd, delay_s: float = 0.0) -> None:
+        """Take a packet of speech of any length, or the end of a piece of speech.
+
+        Args:
+            packet: speech starts at the first picture that has not left, or directly behind earlier speech.
+            delay_s: live, for speech that comes in real time: it starts not before this much after what is on
+                screen now, so that its sound is there when it is needed.
+
+        Raises:
+            LiveTalkError: not mono, not finite, or another rate in mid-speech; nothing was taken.
+        """
+        changed = self._track.known_samples
+        if isinstance(packet, SpeechEnd):
+            if self._track.open:
+                self._track.finish()
+                self._redo_from_sample(changed)
+                self._note_arrival()
+            return
+        if not self._track.open:
+            self._begin_speech(packet, delay_s)
+            changed = self._track.known_samples
+        elif self._track.known_samples < self._next_picture * MODEL_SAMPLES_PER_PICTURE:
+            self._track.postpone(self._next_picture)
+        self._track.append(packet)
+        self._redo_from_sample(changed)
+        self._note_arrival()
+
+    def clear(self, generation: int | None = None) -> int:
+        """Drop all speech that was not shown; the face goes on in silence from where it is.
+
+        Pictures that have left but are not on screen yet are replaced (live), so the first picture that follows may
+        have a number that left before; its generation tells it apart.
+
+        Args:
+            generation: number of the new generation; None = the next one.
+
+        Returns:
+            The first picture of the new generation.
+        """
+        self.generation = self.generation + 1 if generation is None else generation
+        if self._playback is not None:
+            self._next_picture = min(self._next_picture, self._playback.next_picture + SAFETY_PICTURES)
+        self._track.cut(self._next_picture)
+        self._rewind(self._index_of(self._next_picture))
+        self._awaited = None
+        return self._next_picture
+
+    def __iter__(self) -> Iterator[Pictures]:
+        """All pictures that can leave now; iterate again after more was pushed or time has passed."""
+        while (piece := self.next_pictures()) is not None:
+            yield piece
+
+    def next_pictures(self) -> Pictures | None:
+        """The next pictures that can leave now, making a chunk if need be; None = not without more sound or time."""
+        while True:
+            take = next((take for take in self._takes if take.stop > self._next_picture), None)
+            if take is not None and (take.decoded.done() or not take.index or not self._may_make(ahead=True)):
+                return self._leave(take)
+            if not self._may_make(ahead=False):
+                return None
+            self._make()
+
+    def wait_s(self) -> float | None:
+        """Seconds until ``next_pictures`` can have something without new input; None = only input helps."""
+        if self._playback is None:
+            return None
+        if any(take.stop > self._next_picture for take in self._takes):
+            return max(0.0, self._playback.due_in_s(self._piece_stop()))
+        if self._sound_is_there():
+            return 0.0
+        return max(0.0, self._playback.ahead_s(self._next_picture) - self.margin_s)
+
+    @property
+    def next_picture(self) -> int:
+        """First picture that has not left."""
+        return self._next_picture
+
+    @property
+    def speech_stop(self) -> int:
+        """First picture after the speech pushed so far."""
+        return self._track.next_picture
+
+    @property
+    def open_rate(self) -> int | None:
+        """Sample rate of the piece of speech that has begun and not ended; None = there is none."""
+        return self._track.rate if self._track.open else None
+
+    @property
+    def backlog_s(self) -> float:
+        """Live: how long after now the newest sound pushed will be on screen."""
+        position_s = self._playback.position_s if self._playback else 0.0
+        return self._track.next_picture / PICTURES_PER_SECOND - position_s
+
+    @property
+    def late_s(self) -> float:
+        """Live: how far playback has slipped in all because pictures came too late."""
+        return self._playback.late_s if self._playback else 0.0
+
+    @property
+    def margin_s(self) -> float:
+        """A chunk whose sound is not there is made with silence when playback comes this close."""
+        typical_s = self.times.typical_s("audio", "denoise", "commit", "decode")
+        lead_s = self._playback.lead_s if self._playback else LEAST_MARGIN_S
+        return min(max(LEAST_MARGIN_S, MARGIN_FACTOR * typical_s), max(LEAST_MARGIN_S, lead_s / 2))
+
+    @property
+    def real_time_factor(self) -> float | None:
+        """Seconds of video per second of work, over the last chunks; None before the first."""
+        spent_s = self.times.typical_s("audio", "denoise", "commit", "decode")
+        return self._frames * PICTURES_PER_LATENT / PICTURES_PER_SECOND / spent_s if spent_s > 0 else None
+
+    def tensors_nbytes(self) -> int:
+        """Bytes of tensors this stream holds between chunks: cache, restore points, decoder memory, latents."""
+        return self._maker.nbytes(self._takes)
+
+    def close(self) -> None:
+        """Give back the decoding thread, if there is one."""
+        self._maker.close()
+
+    def _begin_speech(self, packet: AudioChunk, delay_s: float) -> None:
+        self._track.check(packet)
+        start = max(self._next_picture, self._track.next_picture)
+        if self._playback is not None and delay_s > 0:
+            start = max(start, math.ceil((self._playback.position_s + delay_s) * PICTURES_PER_SECOND))
+        self._track.begin(start)
+        self._awaited, self._heard_at_s = start, None
+
+    def _span(self, chunk: int) -> tuple[int, int]:
+        return picture_span(chunk * self._frames, self._frames)
+
+    def _index_of(self, picture: int) -> int:
+        """The chunk that holds ``picture``."""
+        return (picture + PICTURES_PER_LATENT - 1) // (PICTURES_PER_LATENT * self._frames)
+
+    def _sound_stop(self, chunk: int) -> int:
+        """Position after the last sample that chunk ``chunk`` hears."""
+        return self._span(chunk)[1] * MODEL_SAMPLES_PER_PICTURE + self._look_ahead
+
+    def _sound_is_there(self) -> bool:
+        """Whether all that the next chunk hears is known."""
+        return not self._track.open or self._track.known_samples >= self._sound_stop(self._next_chunk)
+
+    def _may_make(self, *, ahead: bool) -> bool:
+        """Whether the next chunk should be made now; ``ahead``: although pictures of the chunk before still wait."""
+        waiting = sum(take.stop > self._next_picture for take in self._takes)
+        if waiting > int(ahead) or (ahead and not self._overlap):
+            return False
+        if self._playback is None:
+            first = max(self._span(self._next_chunk)[0], self._next_picture)
+            return self._sound_is_there() and (self._track.open or first < self._track.next_picture)
+        urgent = not self._playback.begun or self._playback.ahead_s(self._next_picture) <= self.margin_s
+        return self._sound_is_there() or (urgent and not waiting)
+
+    def _make(self) -> None:
+        first, stop = self._span(self._next_chunk)
+        with self.times.stage("audio"):
+            features = self._track.features(first, stop - first)
+        self._takes.append(self._maker.make(self._next_chunk, features))
+        self._next_chunk += 1
+
+    def _redo_from_sample(self, sample: int) -> None:
+        """Sound from ``sample`` on is new: unmake the chunks that heard it, as far as they have not left."""
+        for take in self._takes:
+            if take.stop > self._next_picture and self._sound_stop(take.index) > sample:
+                self._rewind(take.index)
+                return
+
+    def _rewind(self, chunk: int) -> None:
+        """Unmake chunk ``chunk`` and all behind it."""
+        while self._takes and self._takes[-1].index >= chunk:
+            self._maker.unmake(self._takes.pop())
+            self._next_chunk -= 1
+
+    def _piece_stop(self) -> int:
+        """Picture before which the next piece ends; the piece is empty if nothing of the take may leave."""
+        take = next(take for take in self._takes if take.stop > self._next_picture)
+        if self._playback is not None:
+            return min(take.stop, self._next_picture + PIECE_PICTURES)
+        return take.stop if self._track.open else min(take.stop, self._track.next_picture)
+
+    def _leave(self, take: Take) -> Pictures | None:
+        first, stop = self._next_picture, self._piece_stop()
+        pictures = take.pictures()
+        self._note_first_picture(take)
+        if stop <= first or (self._playback is not None and self._playback.due_in_s(stop) > 0):
+            return None
+        if self._playback is not None:
+            self._playback.hand_out(first)
+        sound = self._track.playback_sound(first, stop)
+        self._next_picture = stop
+        self._forget()
+        return Pictures(
+            first_picture=first,
+            pictures=pictures[first - take.first : stop - take.first],
+            sound=sound,
+            generation=self.generation,
+            speaking=bool(np.abs(sound).max(initial=0.0) > SPEAKING_LEVEL),
+        )
+
+    def _forget(self) -> None:
+        """Let go of chunks that can no longer change, and of sound nobody will hear again."""
+        shown = self._next_picture
+        if self._playback is not None:
+            shown = min(shown, self._playback.next_picture)
+        while self._takes and self._takes[0].stop <= shown:
+            self._takes.popleft()
+        self._track.forget(self._takes[0].first if self._takes else self._span(self._next_chunk)[0])
+
+    def _note_arrival(self) -> None:
+        """Remember when the last sample came that the first chunk of this speech needs."""
+        if self._awaited is None or self._heard_at_s is not None:
+            return
+        if not self._track.open or self._track.known_samples >= self._sound_stop(self._index_of(self._awaited)):
+            self._heard_at_s = self._timer()
+
+    def _note_first_picture(self, take: Take) -> None:
+        if self._awaited is not None and self._heard_at_s is not None and take.first <= self._awaited < take.stop:
+            self.first_picture_s = self._timer() - self._heard_at_s
+            self._awaited = None

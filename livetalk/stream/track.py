@@ -1,0 +1,189 @@
+"""The sound of one stream by position: what the network hears and what people hear, side by side.
+
+Position 0 is the beginning of picture 0. Where nothing was said there is silence. A piece of speech starts at the
+border of a picture, may come in packets of any length and rate, and may be cut off at any picture. Old sound is
+forgotten on request, so a stream of any length costs constant memory.
+
+This module knows nothing of chunks, networks, clocks or files.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from livetalk.media.sound import StreamResampler
+from livetalk.model.audio import AudioEncoder, AudioWindow
+from livetalk.types import (
+    MODEL_RATE,
+    MODEL_SAMPLES_PER_PICTURE,
+    PLAYBACK_RATE,
+    PLAYBACK_SAMPLES_PER_PICTURE,
+    AudioChunk,
+    LiveTalkError,
+)
+
+
+class Tape:
+    """Samples by absolute position, zeros where nothing was written; grows at its end, forgets at its beginning."""
+
+    def __init__(self) -> None:
+        self._samples = np.zeros(0, np.float32)
+        self._first = 0
+        self.end = 0
+        """Position after the last sample written."""
+
+    def write(self, position: int, samples: np.ndarray) -> None:
+        """Put ``samples`` at ``position``.
+
+        Raises:
+            ValueError: that place was already forgotten.
+        """
+        first, stop = position - self._first, position - self._first + len(samples)
+        if first < 0:
+            raise ValueError(f"position {position} was forgotten; samples are kept from {self._first} on")
+        if stop > len(self._samples):
+            grown = np.zeros(max(stop, 2 * len(self._samples)), np.float32)
+            grown[: len(self._samples)] = self._samples
+            self._samples = grown
+        self._samples[first:stop] = samples
+        self.end = max(self.end, position + len(samples))
+
+    def read(self, first: int, stop: int) -> np.ndarray:
+        """A copy of ``[first, stop)``; zeros where nothing was written or all was forgotten."""
+        out = np.zeros(stop - first, np.float32)
+        begin, end = max(first, self._first), min(stop, self.end)
+        if begin < end:
+            out[begin - first : end - first] = self._samples[begin - self._first : end - self._first]
+        return out
+
+    def cut(self, position: int) -> None:
+        """Erase everything from ``position`` on."""
+        if self._first <= position < self.end:
+            self._samples[position - self._first : self.end - self._first] = 0.0
+            self.end = position
+
+    def forget(self, position: int) -> None:
+        """Drop what lies before ``position``; the room is given back when that is worth a copy."""
+        useless = position - self._first
+        if position >= self.end:
+            self._samples, self._first = np.zeros(0, np.float32), max(position, self._first)
+        elif 2 * useless >= len(self._samples):
+            self._samples = self._samples[useless : self.end - self._first].copy()
+            self._first = position
+
+
+class SoundTrack:
+    """Speech and silence of one stream, for the network at ``MODEL_RATE`` and for people at ``PLAYBACK_RATE``.
+
+    Args:
+        encoder: turns the sound around some pictures into feature rows; shared, never changed.
+    """
+
+    def __init__(self, encoder: AudioEncoder) -> None:
+        self._window = AudioWindow(encoder)
+        self._model, self._playback = Tape(), Tape()
+        self._model_at = self._playback_at = 0
+        self._resamplers: tuple[StreamResampler, StreamResampler] | None = None
+        self.open = False
+        """Whether a piece of speech has begun and not ended: more of it is to come."""
+
+    @property
+    def known_samples(self) -> int:
+        """Position up to which the open piece of speech is there, in samples at ``MODEL_RATE``."""
+        return min(self._model_at, self._playback_at * MODEL_RATE // PLAYBACK_RATE)
+
+    @property
+    def rate(self) -> int | None:
+        """Sample rate of the open piece of speech; None before its first packet."""
+        return None if self._resamplers is None else self._resamplers[0].source_rate
+
+    @property
+    def next_picture(self) -> int:
+        """First picture that no speech touches yet."""
+        by_model = -(-self._model_at // MODEL_SAMPLES_PER_PICTURE)
+        return max(by_model, -(-self._playback_at // PLAYBACK_SAMPLES_PER_PICTURE))
+
+    def begin(self, picture: int) -> None:
+        """A new piece of speech starts at ``picture``; everything from there on is new."""
+        self.cut(picture)
+        self._model_at = picture * MODEL_SAMPLES_PER_PICTURE
+        self._playback_at = picture * PLAYBACK_SAMPLES_PER_PICTURE
+        self.open = True
+
+    def postpone(self, picture: int) -> None:
+        """What comes next of the open speech is placed at ``picture``, because it came too late for its own place."""
+        self._model_at = max(self._model_at, picture * MODEL_SAMPLES_PER_PICTURE)
+        self._playback_at = max(self._playback_at, picture * PLAYBACK_SAMPLES_PER_PICTURE)
+
+    def append(self, packet: AudioChunk) -> None:
+        """More of the open speech; raises as :meth:`check` does."""
+        samples = self.check(packet)
+        if self._resamplers is None:
+            self._resamplers = (
+                StreamResampler(packet.sample_rate, MODEL_RATE),
+                StreamResampler(packet.sample_rate, PLAYBACK_RATE),
+            )
+        for_model, for_playback = self._resamplers
+        self._write(for_model.push(samples), for_playback.push(samples))
+
+    def finish(self) -> None:
+        """The open speech is complete."""
+        if self._resamplers is not None:
+            for_model, for_playback = self._resamplers
+            self._write(for_model.finish(), for_playback.finish())
+        self._resamplers = None
+        self.open = False
+
+    def cut(self, picture: int) -> None:
+        """Nothing is said from ``picture`` on; open speech is over."""
+        self._model.cut(picture * MODEL_SAMPLES_PER_PICTURE)
+        self._playback.cut(picture * PLAYBACK_SAMPLES_PER_PICTURE)
+        self._model_at = min(self._model_at, picture * MODEL_SAMPLES_PER_PICTURE)
+        self._playback_at = min(self._playback_at, picture * PLAYBACK_SAMPLES_PER_PICTURE)
+        self._resamplers = None
+        self.open = False
+
+    def features(self, first_picture: int, rows: int) -> Tensor:
+        """Feature rows ``[1, rows, A]`` of the pictures from ``first_picture`` on."""
+        return self._window.features(self._model.read(*self._window.span(first_picture, rows)), rows)
+
+    def playback_sound(self, first_picture: int, stop_picture: int) -> np.ndarray:
+        """What people hear during the pictures ``[first_picture, stop_picture)``."""
+        return self._playback.read(
+            first_picture * PLAYBACK_SAMPLES_PER_PICTURE, stop_picture * PLAYBACK_SAMPLES_PER_PICTURE
+        )
+
+    def forget(self, picture: int) -> None:
+        """No picture before ``picture`` will be made or played again."""
+        self._model.forget(self._window.span(picture, 0)[0])
+        self._playback.forget(picture * PLAYBACK_SAMPLES_PER_PICTURE)
+
+    def check(self, packet: AudioChunk) -> np.ndarray:
+        """The samples of a packet that can come next, as float32.
+
+        Raises:
+            LiveTalkError: not mono float samples, not finite, or another rate in the middle of a piece of speech.
+        """
+        samples = np.asarray(packet.samples)
+        if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
+            raise LiveTalkError(
+                f"A speech packet has shape {samples.shape} and type {samples.dtype}. Expected mono float samples [n] "
+                "between -1 and 1. Mix the channels and divide integers by their range first."
+            )
+        if packet.sample_rate <= 0:
+            raise LiveTalkError(f"A speech packet says {packet.sample_rate} Hz. Expected a positive sample rate.")
+        if not np.isfinite(samples).all():
+            raise LiveTalkError("A speech packet holds numbers that are not finite. Expected samples between -1 and 1.")
+        if self.rate not in (None, packet.sample_rate):
+            raise LiveTalkError(
+                f"A speech packet came at {packet.sample_rate} Hz in the middle of speech at {self.rate} Hz. "
+                "Expected one rate for a piece of speech. Send SpeechEnd before changing it."
+            )
+        return samples.astype(np.float32, copy=False)
+
+    def _write(self, for_model: np.ndarray, for_playback: np.ndarray) -> None:
+        self._model.write(self._model_at, np.clip(for_model, -1.0, 1.0))
+        self._playback.write(self._playback_at, np.clip(for_playback, -1.0, 1.0))
+        self._model_at += len(for_model)
+        self._playback_at += len(for_playback)
