@@ -1,0 +1,297 @@
+// Player: draws pictures on the clock of the sound it plays.
+//
+// A fragment carries pictures (H.264 packets or JPEG) and PCM16 of the same stretch of time. Sound is scheduled on the
+// AudioContext clock; the picture to draw follows from the time that is *heard* now. A late fragment moves sound and
+// pictures together. A fragment of a new generation replaces everything from its first picture on.
+
+const LEAD_S = 0.1; // scheduled ahead of the first sound, and after every late fragment
+const FADE_S = 0.005;
+const SLACK_S = 1.6; // more than this queued in silence means that the sound device runs slower than the server
+const KEPT = 4000; // entries of the debug logs
+
+function parseMessage(base64) {
+  const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+  const length = new DataView(bytes.buffer).getUint32(0, true);
+  const header = JSON.parse(new TextDecoder().decode(bytes.subarray(4, 4 + length)));
+  let at = 4 + length;
+  const parts = header.parts.map(([size, key]) => {
+    const data = bytes.subarray(at, at + size);
+    at += size;
+    return { key: Boolean(key), data };
+  });
+  const pcm = new Int16Array(bytes.buffer.slice(at, at + header.pcm));
+  return { header, parts, pcm };
+}
+
+async function bestCodec() {
+  const asked = new URLSearchParams(window.location.search).get('codec');
+  if (asked === 'jpeg' || !window.VideoDecoder) return 'jpeg';
+  const support = await VideoDecoder.isConfigSupported({ codec: 'avc1.42c01f', optimizeForLatency: true }).catch(() => null);
+  return support && support.supported ? 'h264' : 'jpeg';
+}
+
+function keep(list, entry) {
+  list.push(entry);
+  if (list.length > KEPT) list.shift();
+}
+
+class Player {
+  constructor(canvas, changed) {
+    this.canvas = canvas;
+    this.changed = changed; // called with (kind, detail) when something worth showing happens
+    this.muted = false;
+    this.context = null;
+    this.reset();
+  }
+
+  reset() {
+    this.segments = []; // {at, first, pictures, generation, state, source}
+    this.frames = new Map(); // picture index -> {frame, generation}
+    this.decoder = null;
+    this.generation = null;
+    this.replacedFrom = 0;
+    this.nextIndex = 0;
+    this.end = null;
+    this.shown = -1;
+    this.counters = {
+      fragments: 0, stale: 0, lostFragments: 0, received: 0, decoded: 0, drawn: 0, skipped: 0, stalls: 0,
+      stallMs: 0, slipped: 0, decodeErrors: 0, heardSamples: 0,
+    };
+    this.log = { fragments: [], drawn: [], stalls: [], generations: [], offsets: [] };
+  }
+
+  // Must be called from a click: browsers give sound and its clock only then.
+  async open() {
+    if (!this.context) {
+      this.context = new AudioContext({ sampleRate: 24000, latencyHint: 'interactive' });
+      this.output = this.context.createGain();
+      this.output.connect(this.context.destination);
+      this.volume = null;
+    }
+    this.setMuted(this.muted);
+    await this.context.resume();
+  }
+
+  setMuted(muted) {
+    this.muted = muted;
+    if (this.output) this.output.gain.setTargetAtTime(muted ? 0 : 1, this.context.currentTime, FADE_S);
+  }
+
+  start() {
+    this.reset();
+    this.volume = this.freshVolume();
+    this.running = true;
+    const loop = () => {
+      if (!this.running) return;
+      this.draw();
+      this.frameRequest = requestAnimationFrame(loop);
+    };
+    this.frameRequest = requestAnimationFrame(loop);
+  }
+
+  stop() {
+    this.running = false;
+    cancelAnimationFrame(this.frameRequest);
+    this.silence();
+    this.segments = [];
+    this.frames.forEach(({ frame }) => frame.close());
+    this.frames.clear();
+    this.closeDecoder();
+    this.end = null;
+  }
+
+  freshVolume() {
+    const gain = this.context.createGain();
+    gain.connect(this.output);
+    return gain;
+  }
+
+  // Fades out everything scheduled; what is pushed later sounds again.
+  silence() {
+    if (!this.context || !this.volume) return;
+    const old = this.volume;
+    old.gain.setTargetAtTime(0, this.context.currentTime, FADE_S);
+    this.segments.forEach((segment) => segment.source && this.stopSource(segment.source, this.context.currentTime + 10 * FADE_S));
+    setTimeout(() => old.disconnect(), 200);
+    this.volume = this.freshVolume();
+  }
+
+  stopSource(source, when) {
+    try { source.stop(when); } catch { /* it has ended already */ }
+  }
+
+  // Context time of the sample that leaves the loudspeaker now.
+  heardTime() {
+    const stamp = this.context.getOutputTimestamp ? this.context.getOutputTimestamp() : null;
+    if (stamp && stamp.performanceTime > 0) return stamp.contextTime + (performance.now() - stamp.performanceTime) / 1000;
+    return this.context.currentTime - (this.context.outputLatency || this.context.baseLatency || 0);
+  }
+
+  push(message) {
+    const { header, parts, pcm } = message;
+    this.counters.fragments += 1;
+    this.counters.lostFragments += Math.max(0, header.index - this.nextIndex);
+    this.nextIndex = header.index + 1;
+    keep(this.log.fragments, { index: header.index, first: header.first, pictures: header.pictures, generation: header.generation, state: header.state });
+    if (this.generation !== null && header.generation < this.generation) {
+      this.counters.stale += 1;
+      return;
+    }
+    if (header.generation !== this.generation || header.flush) this.replaceFrom(header.first, header.generation);
+    if (!parts.length) return;
+    this.counters.received += parts.length;
+    const at = this.schedule(header, pcm);
+    this.decode(header, parts);
+    this.changed('fragment', { header, pcm, at });
+  }
+
+  // Drops what is held from picture `first` on; what comes before it still plays.
+  replaceFrom(first, generation) {
+    const fresh = this.generation === null;
+    if (generation !== this.generation) keep(this.log.generations, { generation, first, shown: this.shown });
+    this.generation = generation;
+    if (fresh) return;
+    const cut = this.timeOf(first);
+    if (cut === null || cut <= this.context.currentTime) {
+      this.silence();
+      this.segments = [];
+      this.end = null;
+    } else {
+      for (const segment of this.segments) {
+        segment.pictures = Math.max(0, Math.min(segment.pictures, first - segment.first));
+        if (segment.source && segment.at + segment.pictures / 16 >= cut) this.stopSource(segment.source, cut);
+      }
+      this.segments = this.segments.filter((segment) => segment.pictures > 0);
+      this.end = cut;
+    }
+    this.frames.forEach(({ frame }, index) => {
+      if (index >= first) { frame.close(); this.frames.delete(index); }
+    });
+    this.replacedFrom = first;
+    this.retireDecoder();
+  }
+
+  timeOf(picture) {
+    for (const segment of this.segments) {
+      if (picture >= segment.first && picture < segment.first + segment.pictures) return segment.at + (picture - segment.first) / 16;
+    }
+    const last = this.segments[this.segments.length - 1];
+    return last && picture === last.first + last.pictures ? this.end : null;
+  }
+
+  schedule(header, pcm) {
+    const now = this.context.currentTime;
+    let pictures = header.pictures;
+    let at = this.end;
+    if (at === null) {
+      at = now + LEAD_S;
+    } else if (at < now + 0.01) {
+      this.counters.stalls += 1;
+      this.counters.stallMs += Math.round(1000 * (now + LEAD_S - at));
+      keep(this.log.stalls, { picture: header.first, ms: 1000 * (now + LEAD_S - at) });
+      this.changed('late', {});
+      at = now + LEAD_S;
+    } else if (header.state === 'idle' && at - now > SLACK_S && pictures > 1) {
+      pictures -= 1; // slip one silent picture
+      this.counters.slipped += 1;
+    }
+    const samples = Math.round((pcm.length * pictures) / header.pictures);
+    let source = null;
+    if (samples) {
+      const buffer = this.context.createBuffer(1, samples, header.rate);
+      const channel = buffer.getChannelData(0);
+      for (let i = 0; i < samples; i += 1) channel[i] = pcm[i] / 32768;
+      source = this.context.createBufferSource();
+      source.buffer = buffer;
+      source.connect(this.volume);
+      source.start(at);
+      this.counters.heardSamples += samples;
+    }
+    this.segments.push({ at, first: header.first, pictures, generation: header.generation, state: header.state, source });
+    this.end = at + pictures / header.fps;
+    return at;
+  }
+
+  decode(header, parts) {
+    if (header.codec === 'jpeg') {
+      parts.forEach((part, j) => {
+        const generation = this.generation;
+        createImageBitmap(new Blob([part.data], { type: 'image/jpeg' }))
+          .then((bitmap) => this.hold(header.first + j, generation, bitmap))
+          .catch(() => { this.counters.decodeErrors += 1; });
+      });
+      return;
+    }
+    if (!this.decoder) this.openDecoder(header.codec);
+    parts.forEach((part, j) => {
+      this.decoder.decode(new EncodedVideoChunk({
+        type: part.key ? 'key' : 'delta', timestamp: (header.first + j) * 62500, data: part.data,
+      }));
+    });
+  }
+
+  openDecoder(codec) {
+    const { generation } = this;
+    this.decoder = new VideoDecoder({
+      output: (frame) => this.hold(Math.round(frame.timestamp / 62500), generation, frame),
+      error: () => { this.counters.decodeErrors += 1; this.changed('error', {}); },
+    });
+    this.decoder.configure({ codec, optimizeForLatency: true });
+  }
+
+  // Lets the old decoder deliver what is still wanted of it, then ends it.
+  retireDecoder() {
+    const old = this.decoder;
+    if (!old) return;
+    this.decoder = null;
+    if (old.state === 'configured') old.flush().catch(() => {}).finally(() => old.state !== 'closed' && old.close());
+  }
+
+  closeDecoder() {
+    if (this.decoder && this.decoder.state !== 'closed') this.decoder.close();
+    this.decoder = null;
+  }
+
+  hold(index, generation, frame) {
+    this.counters.decoded += 1;
+    const old = this.frames.get(index);
+    const replaced = generation < this.generation && (index >= this.replacedFrom || (old && old.generation > generation));
+    if (!this.running || replaced) { frame.close(); return; }
+    if (old) old.frame.close();
+    this.frames.set(index, { frame, generation });
+  }
+
+  draw() {
+    if (!this.segments.length) return;
+    const heard = this.heardTime();
+    while (this.segments.length > 1 && this.segments[1].at <= heard) this.segments.shift();
+    const segment = this.segments[0];
+    const position = (heard - segment.at) * 16;
+    if (position < 0 || position >= segment.pictures) return;
+    const index = segment.first + Math.floor(position);
+    const held = this.frames.get(index);
+    if (index === this.shown || !held) return;
+    this.paint(held.frame);
+    const expected = this.shown < 0 ? index : this.shown + 1;
+    this.counters.skipped += Math.max(0, index - expected);
+    this.counters.drawn += 1;
+    this.shown = index;
+    keep(this.log.drawn, { index, generation: held.generation, heard, offsetMs: 1000 * (heard - segment.at - (index - segment.first) / 16) });
+    keep(this.log.offsets, 1000 * (heard - segment.at - (index - segment.first) / 16));
+    this.frames.forEach(({ frame }, other) => {
+      if (other <= index) { frame.close(); this.frames.delete(other); }
+    });
+    this.changed('drawn', { index, state: segment.state });
+  }
+
+  // The picture fills the canvas, which has the resolution of the screen: the browser enlarges it smoothly.
+  paint(frame) {
+    const { canvas } = this;
+    const side = Math.max(2, Math.min(1024, Math.round(canvas.clientWidth * (window.devicePixelRatio || 1))));
+    if (canvas.width !== side) { canvas.width = side; canvas.height = side; }
+    const brush = canvas.getContext('2d', { alpha: false });
+    brush.imageSmoothingEnabled = true;
+    brush.imageSmoothingQuality = 'high';
+    brush.drawImage(frame, 0, 0, side, side);
+  }
+}
