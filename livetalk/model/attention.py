@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from livetalk.model.rotary import rotary_table, rotate, time_shift
+from livetalk.model.kernels import attend, rms_norm, rotate
+from livetalk.model.rotary import rotary_table, time_shift
 from livetalk.types import LiveTalkError
 
 EPS = 1e-6
@@ -86,28 +86,11 @@ def check_window(window_frames: int, sink_frames: int, chunk_frames: int) -> Non
         )
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v without mask.
-
-    Args:
-        q: ``[B, heads, N, d]``.
-        k: ``[B, heads, K, d]``, ``v`` the same.
-
-    Returns:
-        ``[B, heads, N, d]``.
-    """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        # The fused CPU kernel is slower in bf16 than three plain products (measured without AMX).
-        scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
-        return torch.matmul(torch.softmax(scores, dim=-1), v)
-    return F.scaled_dot_product_attention(q, k, v)
-
-
 class AttentionContext(Protocol):
     """What queries of one layer attend to."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of the layer's tokens; q and k normalised, not rotated; all ``[B, heads, N, d]``."""
+        """Attention of the layer's tokens; q (scaled) and k normalised, not rotated; all ``[B, heads, N, d]``."""
 
 
 class ClipContext:
@@ -166,7 +149,7 @@ class WideRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension; statistics in float32."""
-        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), EPS)
+        return rms_norm(x, self.weight, EPS)
 
 
 class Attention(nn.Module):
@@ -183,8 +166,9 @@ class Attention(nn.Module):
         self.norm_k = WideRMSNorm(width)
 
     def queries(self, x: Tensor) -> Tensor:
-        """Normalised queries ``[B, heads, N, d]`` of tokens ``[B, N, D]``."""
-        return self._heads(self.norm_q(self.q(x)))
+        """Normalised queries, divided by sqrt(d), ``[B, heads, N, d]`` of tokens ``[B, N, D]``."""
+        gain = self.norm_q.weight * (self.q.out_features // self.heads) ** -0.5
+        return self._heads(rms_norm(self.q(x), gain, EPS))
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised keys and values, each ``[B, heads, N, d]``, of tokens ``[B, N, D]``."""

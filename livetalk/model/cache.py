@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from livetalk.config import ModelConfig, RolloutConfig
-from livetalk.model.attention import attend, check_window
-from livetalk.model.rotary import rotary_table, rotate
+from livetalk.model.attention import check_window
+from livetalk.model.kernels import attend, rotate
+from livetalk.model.rotary import rotary_table
 from livetalk.types import LatentShape, LiveTalkError
 
 Span = tuple[int, int]

@@ -1,7 +1,7 @@
 """Rotary position embedding over time, rows and columns (spec section 5.3).
 
-A position becomes an angle in float64 at any offset, so there is no table that ends. The rotation itself is a
-float32 complex product over adjacent channel pairs. This module does not know which keys a query may see.
+A position becomes an angle in float64 at any offset, so there is no table that ends. The rotation itself, a complex
+product over adjacent channel pairs, is ``model.kernels.rotate``. This module does not know which keys a query sees.
 """
 
 from __future__ import annotations
@@ -66,16 +66,3 @@ def time_shift(frames: int, split: tuple[int, int, int], device: torch.device) -
         rest = torch.ones((split[1] + split[2]) // 2, dtype=torch.complex64)
         return torch.cat((_moment_turns(float(frames), split[0]), rest))[None].to(device)
 
-
-def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate adjacent channel pairs.
-
-    Args:
-        x: ``[B, heads, N, head_width]``.
-        table: complex64 ``[N, head_width // 2]`` (or 1 row for all).
-
-    Returns:
-        Same shape and dtype as ``x``.
-    """
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)

@@ -18,6 +18,7 @@ from livetalk.config import ModelConfig
 from livetalk.model.attention import EPS, AttentionContext, ChunkMask, ClipContext, CrossAttention, SelfAttention
 from livetalk.model.cache import CachePass, KVCache
 from livetalk.model.conditions import AudioVectors, Conditions, TextKeys, image_condition, pack_audio
+from livetalk.model.kernels import gelu
 from livetalk.types import PICTURES_PER_LATENT, LiveTalkError
 
 __all__ = ["AudioVectors", "CausalDiT", "ChunkMask", "Conditions", "TextKeys", "image_condition", "pack_audio"]
@@ -38,6 +39,14 @@ class AudioProjection(nn.Module):
         return self.norm_out(self.proj(packed.unflatten(1, (-1, PICTURES_PER_LATENT)).flatten(2)))
 
 
+class TanhGELU(nn.Module):
+    """GELU in its tanh form; see ``kernels.gelu``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Elementwise."""
+        return gelu(x)
+
+
 class DiTBlock(nn.Module):
     """One layer: self-attention, text attention, feed-forward (spec section 5.2)."""
 
@@ -48,9 +57,7 @@ class DiTBlock(nn.Module):
         self.self_attn = SelfAttention(width, config.heads)
         self.cross_attn = CrossAttention(width, config.heads)
         self.norm3 = nn.LayerNorm(width, eps=EPS)
-        self.ffn = nn.Sequential(
-            nn.Linear(width, config.ffn_width), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_width, width)
-        )
+        self.ffn = nn.Sequential(nn.Linear(width, config.ffn_width), TanhGELU(), nn.Linear(config.ffn_width, width))
 
     def forward(
         self, x: Tensor, projection: Tensor, text: tuple[Tensor, Tensor], layer: int, context: AttentionContext
@@ -130,7 +137,7 @@ class CausalDiT(nn.Module):
         width = config.width
         self.patch_embedding = nn.Conv3d(config.in_channels, width, config.patch, stride=config.patch)
         self.text_embedding = nn.Sequential(
-            nn.Linear(config.text_width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
+            nn.Linear(config.text_width, width), TanhGELU(), nn.Linear(width, width)
         )
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_width, width), nn.SiLU(), nn.Linear(width, width))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
