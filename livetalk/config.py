@@ -146,7 +146,11 @@ class StreamConfig:
 
 @dataclass(frozen=True)
 class Preset:
-    """One model: network sizes, rollout, encoders, picture size, and where its weights are."""
+    """One model: network sizes, rollout, encoders, picture size, and where its weights are.
+
+    Attributes:
+        portraits: kind of portraits it was trained on; for "illustrated" a photo gets an honest notice.
+    """
 
     name: str
     title: str
@@ -159,6 +163,7 @@ class Preset:
     audio: AudioConfig = field(default_factory=AudioConfig)
     text: TextConfig = field(default_factory=TextConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
+    portraits: Literal["illustrated", "any"] = "any"
 
     def latent_shape(self, frames: int) -> LatentShape:
         """Latents of ``frames`` latent frames at this preset's picture size (8x smaller in space)."""
@@ -195,6 +200,7 @@ MINI = Preset(
     audio=AudioConfig(kind="mel", past_samples=8_000, look_ahead_samples=1_600),
     text=TextConfig(kind="words"),
     weights=WeightsConfig(folder="mini", licence="apache-2.0"),
+    portraits="illustrated",
 )
 
 LIVETALK_1_3B = Preset(
