@@ -1,7 +1,7 @@
 """LiveTalk: a portrait that listens, answers and moves its lips, live.
 
-The public names are ``load``, ``Avatar``, ``Session``, ``Performer`` and ``LiveTalkError``. Importing the package is cheap: a
-name's module, and with it torch, is loaded when the name is first used.
+The public names are ``load``, ``Avatar``, ``Session``, ``Performer`` and ``LiveTalkError``. Importing the package is
+cheap: a name's module, and with it torch, is loaded when the name is first used.
 """
 
 from __future__ import annotations

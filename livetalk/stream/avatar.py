@@ -10,18 +10,20 @@ This module does not know pages, command lines or how networks compute.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from livetalk.config import Preset
 from livetalk.hub import Models, load_models
 from livetalk.media.clips import ClipWriter
-from livetalk.media.portraits import PortraitSource, load_portrait
+from livetalk.media.pictures import PortraitSource, load_portrait
 from livetalk.media.sound import SpeechSource, duration_s, speech_blocks
 from livetalk.stream.pace import Clock
 from livetalk.stream.performer import Performer
-from livetalk.stream.session import Session
+from livetalk.stream.session import MICROPHONE_BACKLOG_S, Session
 from livetalk.types import PICTURES_PER_SECOND, PLAYBACK_RATE, AudioChunk, Identity, Pictures, SpeechEnd
 
 Progress = Callable[[float, float | None], None]
@@ -55,14 +57,18 @@ class Avatar:
     def __init__(self, models: Models) -> None:
         self.models = models
 
+    @property
+    def preset(self) -> Preset:
+        """Sizes and choices of the model."""
+        return self.models.preset
+
     def warm_up(self) -> None:
         """Run two chunks, so that the first visitor does not wait for what happens once."""
-        preset = self.models.preset
+        preset = self.preset
         identity = self.identity(np.zeros((preset.height, preset.width, 3), np.uint8))
         performer = Performer(self.models, identity, overlap=False)
         performer.push(AudioChunk(np.zeros(WARM_UP_PICTURES * PLAYBACK_RATE // PICTURES_PER_SECOND, np.float32)))
-        for _ in performer:
-            pass
+        deque(performer.pictures(), maxlen=0)
 
     def identity(self, portrait: PortraitSource, prompt: str | None = None) -> Identity:
         """Who is drawn.
@@ -74,9 +80,22 @@ class Avatar:
         Raises:
             LiveTalkError: the portrait cannot be read or used.
         """
-        preset = self.models.preset
-        pixels = load_portrait(portrait, preset.height, preset.width)
-        return self.models.identity(pixels, prompt or preset.stream.default_prompt)
+        preset = self.preset
+        loaded = load_portrait(portrait, preset.height, preset.width)
+        return self.models.identity(loaded.image, prompt or preset.stream.default_prompt)
+
+    def performer(self, portrait: PortraitSource, prompt: str | None = None, seed: int = 0) -> Performer:
+        """A stream to feed by hand: push packets of speech, take the pictures that can be known.
+
+        Args:
+            portrait: see :meth:`identity`.
+            prompt: how the person moves and feels.
+            seed: same seed and same speech: same pictures.
+
+        Raises:
+            LiveTalkError: the portrait cannot be used.
+        """
+        return Performer(self.models, self.identity(portrait, prompt), seed)
 
     def clip(
         self,
@@ -98,17 +117,17 @@ class Avatar:
         Raises:
             LiveTalkError: portrait or speech cannot be used.
         """
-        performer = Performer(self.models, self.identity(portrait, prompt), seed)
+        performer = self.performer(portrait, prompt, seed)
         try:
             for block in speech_blocks(speech, PLAYBACK_RATE, limit_s):
                 performer.push(AudioChunk(block, PLAYBACK_RATE))
-                yield from performer
+                yield from performer.pictures()
             performer.push(SpeechEnd())
-            yield from performer
+            yield from performer.pictures()
         finally:
             performer.close()
 
-    def render(  # noqa: PLR0913 (one call that does the whole thing)
+    def render(
         self,
         portrait: PortraitSource,
         speech: SpeechSource,
@@ -137,7 +156,7 @@ class Avatar:
         Raises:
             LiveTalkError: portrait or speech cannot be used, or the file cannot be written.
         """
-        preset = self.models.preset
+        preset = self.preset
         total_s = duration_s(speech)
         with ClipWriter(out, preset.height, preset.width) as writer:
             for piece in self.clip(portrait, speech, prompt, seed, limit_s):
@@ -152,6 +171,7 @@ class Avatar:
         prompt: str | None = None,
         seed: int = 0,
         mode: str = "mirror",
+        backlog_s: float = MICROPHONE_BACKLOG_S,
         clock: Clock | None = None,
     ) -> Session:
         """A live session with one visitor.
@@ -161,9 +181,11 @@ class Avatar:
             prompt: how the person moves and feels.
             seed: of everything random.
             mode: "mirror": the visitor's own sound drives the face.
+            backlog_s: sound given to ``listen`` that may wait; more is dropped. Raise it for a client that sends files.
             clock: for tests; None = the machine's.
 
         Raises:
             LiveTalkError: the portrait cannot be used, or there is no such mode.
         """
-        return Session(self.models, self.identity(portrait, prompt), seed=seed, mode=mode, clock=clock)
+        identity = self.identity(portrait, prompt)
+        return Session(self.models, identity, seed=seed, mode=mode, backlog_s=backlog_s, clock=clock)

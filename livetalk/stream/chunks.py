@@ -1,8 +1,8 @@
 """Making chunks, and unmaking them: latents, cache and decoder of one stream, with a way back for every chunk.
 
-A chunk goes through two stages. Denoising reads the cache; the clean pass that writes the chunk into it is put off until
-the next chunk is made, so that the first picture does not wait for it. Decoding needs only the latents and the decoder's
-state before the chunk; it can run in a thread beside the denoising of the next chunk, with the same bits.
+A chunk goes through two stages. Denoising reads the cache; the clean pass that writes the chunk into it is put off
+until the next chunk is made, so that the first picture does not wait for it. Decoding needs only the latents and the
+decoder's state before the chunk; it can run in a thread beside the denoising of the next chunk, with the same bits.
 
 What a chunk changed is kept with it (a restore point of the cache, the decoder state before it), so that the newest
 chunks can be taken back and made again with other sound. The noise of a chunk depends on nothing but the seed and the

@@ -86,7 +86,7 @@ class Playback:
         return picture / PICTURES_PER_SECOND - self.position_s
 
     def hand_out(self, first_picture: int) -> None:
-        """Pictures from ``first_picture`` on leave now; playback begins, or slips if they should be on screen already."""
+        """Pictures from ``first_picture`` on leave now; playback begins, or slips if they are late."""
         if self._origin_s is None:
             self._origin_s = self._now() - first_picture / PICTURES_PER_SECOND
         lateness_s = -self.ahead_s(first_picture)

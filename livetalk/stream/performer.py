@@ -2,8 +2,8 @@
 
 Three verbs: push speech, clear what was not shown, iterate pictures. There are two uses and one set of bits:
 
-* **Without a clock** (clips): pictures of a chunk leave as soon as its sound and the look-ahead are there. At the end of
-  the speech the chunk is filled up with silence and pictures leave up to the end of the speech.
+* **Without a clock** (clips): pictures of a chunk leave as soon as its sound and the look-ahead are there. At the end
+  of the speech the chunk is filled up with silence and pictures leave up to the end of the speech.
 * **With a clock** (live): pictures leave in small pieces at most a lead ahead of playback. Where nothing is said the
   face lives on silence. When speech begins, goes on, ends or is cleared inside chunks already made, those chunks are
   made again from where they began, with the same noise and the new sound; what already left stays as it is.
@@ -99,18 +99,19 @@ class Performer:
         Raises:
             LiveTalkError: not mono, not finite, or another rate in mid-speech; nothing was taken.
         """
-        changed = self._track.known_samples
+        changed = self._track.heard_samples
         if isinstance(packet, SpeechEnd):
             if self._track.open:
+                self._track.make_room(self._next_picture)
                 self._track.finish()
                 self._redo_from_sample(changed)
                 self._note_arrival()
             return
         if not self._track.open:
             self._begin_speech(packet, delay_s)
-            changed = self._track.known_samples
-        elif self._track.known_samples < self._next_picture * MODEL_SAMPLES_PER_PICTURE:
-            self._track.postpone(self._next_picture)
+            changed = self._track.heard_samples
+        else:
+            self._track.make_room(self._next_picture)
         self._track.append(packet)
         self._redo_from_sample(changed)
         self._note_arrival()
@@ -135,8 +136,8 @@ class Performer:
         self._awaited = None
         return self._next_picture
 
-    def __iter__(self) -> Iterator[Pictures]:
-        """All pictures that can leave now; iterate again after more was pushed or time has passed."""
+    def pictures(self) -> Iterator[Pictures]:
+        """All pictures that can leave now; call again after more was pushed or time has passed."""
         while (piece := self.next_pictures()) is not None:
             yield piece
 
@@ -146,7 +147,7 @@ class Performer:
             take = next((take for take in self._takes if take.stop > self._next_picture), None)
             if take is not None and (take.decoded.done() or not take.index or not self._may_make(ahead=True)):
                 return self._leave(take)
-            if not self._may_make(ahead=False):
+            if take is None and not self._may_make(ahead=False):
                 return None
             self._make()
 
@@ -156,7 +157,7 @@ class Performer:
             return None
         if any(take.stop > self._next_picture for take in self._takes):
             return max(0.0, self._playback.due_in_s(self._piece_stop()))
-        if self._sound_is_there():
+        if self._sound_is_there(self._next_chunk):
             return 0.0
         return max(0.0, self._playback.ahead_s(self._next_picture) - self.margin_s)
 
@@ -199,9 +200,9 @@ class Performer:
         spent_s = self.times.typical_s("audio", "denoise", "commit", "decode")
         return self._frames * PICTURES_PER_LATENT / PICTURES_PER_SECOND / spent_s if spent_s > 0 else None
 
-    def tensors_nbytes(self) -> int:
-        """Bytes of tensors this stream holds between chunks: cache, restore points, decoder memory, latents."""
-        return self._maker.nbytes(self._takes)
+    def held_nbytes(self) -> int:
+        """Bytes this stream holds between chunks: cache, chunks that can be unmade, sound."""
+        return self._maker.nbytes(self._takes) + self._track.nbytes
 
     def close(self) -> None:
         """Give back the decoding thread, if there is one."""
@@ -226,9 +227,9 @@ class Performer:
         """Position after the last sample that chunk ``chunk`` hears."""
         return self._span(chunk)[1] * MODEL_SAMPLES_PER_PICTURE + self._look_ahead
 
-    def _sound_is_there(self) -> bool:
-        """Whether all that the next chunk hears is known."""
-        return not self._track.open or self._track.known_samples >= self._sound_stop(self._next_chunk)
+    def _sound_is_there(self, chunk: int) -> bool:
+        """Whether all that chunk ``chunk`` hears, and all that is heard with its pictures, is settled."""
+        return self._track.covers(self._sound_stop(chunk), self._span(chunk)[1])
 
     def _may_make(self, *, ahead: bool) -> bool:
         """Whether the next chunk should be made now; ``ahead``: although pictures of the chunk before still wait."""
@@ -237,9 +238,9 @@ class Performer:
             return False
         if self._playback is None:
             first = max(self._span(self._next_chunk)[0], self._next_picture)
-            return self._sound_is_there() and (self._track.open or first < self._track.next_picture)
+            return self._sound_is_there(self._next_chunk) and (self._track.open or first < self._track.next_picture)
         urgent = not self._playback.begun or self._playback.ahead_s(self._next_picture) <= self.margin_s
-        return self._sound_is_there() or (urgent and not waiting)
+        return self._sound_is_there(self._next_chunk) or (urgent and not waiting)
 
     def _make(self) -> None:
         first, stop = self._span(self._next_chunk)
@@ -300,7 +301,7 @@ class Performer:
         """Remember when the last sample came that the first chunk of this speech needs."""
         if self._awaited is None or self._heard_at_s is not None:
             return
-        if not self._track.open or self._track.known_samples >= self._sound_stop(self._index_of(self._awaited)):
+        if self._sound_is_there(self._index_of(self._awaited)):
             self._heard_at_s = self._timer()
 
     def _note_first_picture(self, take: Take) -> None:

@@ -39,8 +39,8 @@ from livetalk.types import (
 Mode = Literal["mirror"]
 MODES: tuple[Mode, ...] = ("mirror",)
 
-MICROPHONE_LIMIT_S = 2.0
-"""Microphone sound that may wait to be taken in; beyond it the oldest is dropped."""
+MICROPHONE_BACKLOG_S = 2.0
+"""Microphone sound that may wait by default; beyond it the oldest is dropped."""
 
 CLIP_LIMIT_S = 300.0
 """Sound of clips that may wait; beyond it a clip is refused."""
@@ -62,8 +62,9 @@ class Session:
         identity: whose face, and how it moves.
         seed: same seed and same sound at the same places: same pictures.
         mode: "mirror".
-        clock: time to read and to wait for; None = the machine's.
         lead_s: at most this much leaves ahead of what is on screen; None = as the preset says.
+        backlog_s: sound given to ``listen`` that may wait; more is dropped.
+        clock: time to read and to wait for; None = the machine's.
 
     Raises:
         LiveTalkError: there is no such mode.
@@ -76,12 +77,14 @@ class Session:
         *,
         seed: int = 0,
         mode: str = "mirror",
-        clock: Clock | None = None,
         lead_s: float | None = None,
+        backlog_s: float = MICROPHONE_BACKLOG_S,
+        clock: Clock | None = None,
     ) -> None:
         if mode not in MODES:
             raise LiveTalkError(f"There is no session mode {mode!r}. Known modes: {', '.join(MODES)}.")
         self.identity, self.seed, self.mode = identity, seed, mode
+        self._backlog_s = backlog_s
         self._clock: Clock = clock or SystemClock()
         self._performer = Performer(models, identity, seed, clock=self._clock, lead_s=lead_s)
         preset = models.preset
@@ -120,7 +123,7 @@ class Session:
                 return
             self._microphone.append(packet)
             self._microphone_at_s = self._clock()
-            while sum(_length_s(waiting) for waiting in self._microphone) > MICROPHONE_LIMIT_S:
+            while sum(_length_s(waiting) for waiting in self._microphone) > self._backlog_s:
                 self._drop(self._microphone.popleft())
             self._changed.notify_all()
 
@@ -224,7 +227,7 @@ class Session:
 
     @property
     def first_picture_ms(self) -> float | None:
-        """From the last sample the latest speech's first chunk needed to its pictures; before: from the session's start."""
+        """From the last sample the latest speech's first chunk needed to its pictures; at first: from the start."""
         spoken_s = self._performer.first_picture_s
         latest_s = self._open_s if spoken_s is None else spoken_s
         return None if latest_s is None else 1000 * latest_s
@@ -301,7 +304,7 @@ class Session:
         if self._clip_stop is not None:
             return
         delay_s = self._sound_wait_s + self._performer.margin_s + DELIVERY_S
-        if self._performer.backlog_s > delay_s + MICROPHONE_LIMIT_S:
+        if self._performer.backlog_s > delay_s + self._backlog_s:
             self._drop(packet)
             return
         if self._performer.open_rate not in (None, packet.sample_rate):

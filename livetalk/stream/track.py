@@ -72,6 +72,11 @@ class Tape:
             self._samples = self._samples[useless : self.end - self._first].copy()
             self._first = position
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self._samples.nbytes
+
 
 class SoundTrack:
     """Speech and silence of one stream, for the network at ``MODEL_RATE`` and for people at ``PLAYBACK_RATE``.
@@ -89,9 +94,14 @@ class SoundTrack:
         """Whether a piece of speech has begun and not ended: more of it is to come."""
 
     @property
-    def known_samples(self) -> int:
-        """Position up to which the open piece of speech is there, in samples at ``MODEL_RATE``."""
-        return min(self._model_at, self._playback_at * MODEL_RATE // PLAYBACK_RATE)
+    def heard_samples(self) -> int:
+        """Position after the last sample of speech the network can hear, at ``MODEL_RATE``."""
+        return self._model_at
+
+    def covers(self, model_sample: int, picture: int) -> bool:
+        """Whether the network's sound before ``model_sample`` and people's before ``picture`` are settled."""
+        playback_there = self._playback_at >= picture * PLAYBACK_SAMPLES_PER_PICTURE
+        return not self.open or (self._model_at >= model_sample and playback_there)
 
     @property
     def rate(self) -> int | None:
@@ -104,6 +114,11 @@ class SoundTrack:
         by_model = -(-self._model_at // MODEL_SAMPLES_PER_PICTURE)
         return max(by_model, -(-self._playback_at // PLAYBACK_SAMPLES_PER_PICTURE))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of sound held."""
+        return self._model.nbytes + self._playback.nbytes
+
     def begin(self, picture: int) -> None:
         """A new piece of speech starts at ``picture``; everything from there on is new."""
         self.cut(picture)
@@ -111,10 +126,15 @@ class SoundTrack:
         self._playback_at = picture * PLAYBACK_SAMPLES_PER_PICTURE
         self.open = True
 
-    def postpone(self, picture: int) -> None:
-        """What comes next of the open speech is placed at ``picture``, because it came too late for its own place."""
-        self._model_at = max(self._model_at, picture * MODEL_SAMPLES_PER_PICTURE)
-        self._playback_at = max(self._playback_at, picture * PLAYBACK_SAMPLES_PER_PICTURE)
+    def make_room(self, picture: int) -> None:
+        """The rest of the open speech came too late for pictures before ``picture``: move it on, by whole pictures."""
+        late = max(
+            picture - self._model_at // MODEL_SAMPLES_PER_PICTURE,
+            picture - self._playback_at // PLAYBACK_SAMPLES_PER_PICTURE,
+            0,
+        )
+        self._model_at += late * MODEL_SAMPLES_PER_PICTURE
+        self._playback_at += late * PLAYBACK_SAMPLES_PER_PICTURE
 
     def append(self, packet: AudioChunk) -> None:
         """More of the open speech; raises as :meth:`check` does."""
