@@ -249,7 +249,7 @@ class _Espeak:
         ends = [mark[0] for mark in marks[1:]] + [len(samples)]
         phonemes = [
             (start / self._rate_hz, end / self._rate_hz, symbol)
-            for (start, symbol), end in zip(marks, ends, strict=True)
+            for (start, symbol), end in zip(marks, ends, strict=False)  # no mark at all still has an end
             if end > start
         ]
         return Utterance(_to_speech_rate(samples, self._rate_hz), SPEECH_RATE_HZ, phonemes)

@@ -104,7 +104,7 @@ def train_ear(
         torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
         optimiser.step()
         step += 1
-        mean_loss += (float(loss) - mean_loss) / min(step, 50)
+        mean_loss += (float(loss.detach()) - mean_loss) / min(step, 50)
         if step % 50 == 0:
             logger.info("step %d loss %.4f after %.0f s", step, mean_loss, time.monotonic() - started)
         if step % 250 == 0 and save is not None:

@@ -1,8 +1,9 @@
 """Endless labelled speech: sentences spoken by many synthetic voices, with the mouth that says them.
 
-Every clip follows from its seed: words, voice, times. (espeak-ng carries its oscillators from one utterance to the
-next, so its samples differ inaudibly with what was spoken before.) Voices and sentences of the held-out set are
-never trained on. The module knows nothing of pictures or networks; it needs espeak-ng and flite (see ``livetalk.voice``).
+Words, voice and pauses of a clip follow from its seed. Its samples and phoneme times do so only nearly: espeak-ng
+carries oscillators from one utterance to the next, which moves sounds by some hundredths of a second; the labels
+always belong to the very samples they come with. Voices and sentences of the held-out set are never trained on.
+The module knows nothing of pictures or networks; it needs espeak-ng and flite (see ``livetalk.voice``).
 """
 
 from __future__ import annotations

@@ -70,7 +70,8 @@ class MelAudioEncoder(nn.Module):
         before, after = reach_samples()
         if self.past_samples % MODEL_SAMPLES_PER_PICTURE or self.past_samples < before:
             raise LiveTalkError(
-                f"past_samples {self.past_samples}: expected at least {before}, in steps of {MODEL_SAMPLES_PER_PICTURE}."
+                f"past_samples {self.past_samples}: expected a multiple of {MODEL_SAMPLES_PER_PICTURE} "
+                f"of at least {before}."
             )
         if self.look_ahead_samples < after:
             raise LiveTalkError(f"look_ahead_samples {self.look_ahead_samples}: expected at least {after}.")
