@@ -65,4 +65,3 @@ def time_shift(frames: int, split: tuple[int, int, int], device: torch.device) -
     with torch.inference_mode(False):
         rest = torch.ones((split[1] + split[2]) // 2, dtype=torch.complex64)
         return torch.cat((_moment_turns(float(frames), split[0]), rest))[None].to(device)
-

@@ -113,9 +113,7 @@ class Head(nn.Module):
 def sinusoid(t: Tensor, width: int) -> Tensor:
     """Time embedding of ``t`` (0..1000): cosines first, then sines (spec section 5.1); ``[..., width]`` float64."""
     half = width // 2
-    frequencies = torch.pow(
-        10_000.0, -torch.arange(half, dtype=torch.float64, device=t.device) / half
-    )
+    frequencies = torch.pow(10_000.0, -torch.arange(half, dtype=torch.float64, device=t.device) / half)
     angles = t.to(torch.float64)[..., None] * frequencies
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
@@ -136,9 +134,7 @@ class CausalDiT(nn.Module):
         self.config = config
         width = config.width
         self.patch_embedding = nn.Conv3d(config.in_channels, width, config.patch, stride=config.patch)
-        self.text_embedding = nn.Sequential(
-            nn.Linear(config.text_width, width), TanhGELU(), nn.Linear(width, width)
-        )
+        self.text_embedding = nn.Sequential(nn.Linear(config.text_width, width), TanhGELU(), nn.Linear(width, width))
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_width, width), nn.SiLU(), nn.Linear(width, width))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.layers))
