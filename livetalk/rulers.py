@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -106,7 +107,7 @@ class Probe(nn.Module):
         probe = cls()
         try:
             probe.load_state_dict({name: value.float() for name, value in load_file(str(file)).items()})
-        except (RuntimeError, OSError, ValueError) as error:
+        except (RuntimeError, OSError, SafetensorError) as error:
             raise LiveTalkError(f"{file} does not hold the probe's weights: {error}") from error
         return probe.eval().requires_grad_(False)
 
@@ -153,7 +154,7 @@ def best_lag(told: np.ndarray, truth: np.ndarray, reach: int = 2) -> tuple[float
 
 
 def openness_in_silence(open_: np.ndarray, truth: np.ndarray, margin_pictures: int = 2) -> float:
-    """Mean openness where the true mouth [T] is shut and stays so for ``margin_pictures`` on both sides; nan if never."""
+    """Mean openness where the true mouth [T] is shut, ``margin_pictures`` around included; nan if it never is."""
     moving = np.convolve(truth > 0.02, np.ones(2 * margin_pictures + 1), mode="same") > 0
     return float(np.mean(open_[~moving])) if (~moving).any() else math.nan
 
