@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 
 if importlib.util.find_spec("spaces"):
     import spaces  # noqa: F401  # on ZeroGPU it must come before torch; elsewhere it does nothing
 
-import gradio as gr
-
-from livetalk import load
+from livetalk import LiveTalkError, load
 from livetalk.ui.page import build, launch_options
 
 
-def main() -> gr.Blocks:
-    """Loads the model, warms it up with one chunk, and serves until stopped."""
-    avatar = load(os.environ.get("LIVETALK_PRESET", "mini"), device=os.environ.get("LIVETALK_DEVICE", "auto"))
-    avatar.warm_up()
-    page = build(avatar)
-    page.launch(**launch_options())
-    return page
+def main() -> int:
+    """Loads the model (which warms it up) and serves until stopped.
+
+    Returns:
+        Exit status: 2 after a problem that a person can act on, told in one sentence.
+    """
+    try:
+        avatar = load(os.environ.get("LIVETALK_PRESET", "mini"), device=os.environ.get("LIVETALK_DEVICE", "auto"))
+        build(avatar).launch(**launch_options())
+    except LiveTalkError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

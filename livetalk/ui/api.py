@@ -1,9 +1,11 @@
 """The Python and HTTP API: ``/render``, ``/session``, ``/push_audio``, ``/stop``.
 
 Endpoints are plain functions with types; Gradio derives the documentation from them. Annotations are evaluated here
-(no ``from __future__ import annotations``), because Gradio reads the return type as it stands.
+(no ``from __future__ import annotations``), because Gradio reads the return type as it stands; for a generator it wants
+the type of what is yielded.
 """
 
+import inspect
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ import numpy as np
 from gradio import FileData
 
 from livetalk.media.clips import write_clip
-from livetalk.stream import Session
+from livetalk.stream.session import Session
 from livetalk.types import PICTURES_PER_SECOND, Pictures
 from livetalk.ui.live import SPEECH_LIMIT_S, LiveSessions, check_mode, check_sid
 from livetalk.ui.plain import checked_prompt, checked_seed, plain, plain_stream, uploaded
@@ -122,7 +124,7 @@ def add_api(sessions: LiveSessions, outbox: Outbox, live_limit: int) -> Callable
         prompt: str = "",
         seed: int = 0,
         mode: Literal["mirror", "conversation"] = "mirror",
-    ) -> Piece:
+    ) -> Iterator[Piece]:
         """A live session: yields pieces of about 0.75 s, each with its own mp4, until /stop is called.
 
         sid: a name for the session that you make and nobody can guess (uuid.uuid4().hex). portrait: picture of a
@@ -138,7 +140,7 @@ def add_api(sessions: LiveSessions, outbox: Outbox, live_limit: int) -> Callable
             for index, piece in enumerate(pieces(live, sessions.limit_s)):
                 path = outbox.path(f"piece-{index:05d}.mp4")
                 write_clip(path, piece.pictures, piece.sound)
-                yield {  # type: ignore[misc]  # Gradio wants the yielded type as the annotation
+                yield {
                     "index": index,
                     "start_s": piece.first_picture / PICTURES_PER_SECOND,
                     "duration_s": len(piece.pictures) / PICTURES_PER_SECOND,
@@ -163,7 +165,9 @@ def add_api(sessions: LiveSessions, outbox: Outbox, live_limit: int) -> Callable
         return Stopped(sid=sid, stopped=True)
 
     gr.api(render, api_name="render", concurrency_limit=1, concurrency_id="render")
-    gr.api(plain_stream(session), api_name="session", concurrency_limit=live_limit, concurrency_id="live")  # type: ignore[arg-type]
+    stream = plain_stream(session)
+    stream.__signature__ = inspect.signature(session).replace(return_annotation=Piece)  # type: ignore[attr-defined]
+    gr.api(stream, api_name="session", concurrency_limit=live_limit, concurrency_id="live")
     gr.api(push_audio, api_name="push_audio", queue=False)
     gr.api(stop, api_name="stop", queue=False)
     return render

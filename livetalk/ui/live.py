@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from livetalk.stream import Avatar, Session
+from livetalk.stream.avatar import Avatar
+from livetalk.stream.session import Session
 from livetalk.types import LiveTalkError
 
 SPEECH_LIMIT_S = 300.0

@@ -20,13 +20,13 @@ from PIL import Image
 from livetalk.media.packets import Packer
 from livetalk.media.pictures import load_portrait
 from livetalk.media.sound import load_speech
-from livetalk.stream import Avatar
+from livetalk.stream.avatar import Avatar
 from livetalk.types import PICTURES_PER_SECOND, PLAYBACK_RATE, LiveTalkError
 from livetalk.ui.api import Outbox, add_api
 from livetalk.ui.live import SPEECH_LIMIT_S, LiveSessions
 from livetalk.ui.look import style_sheet, theme
 from livetalk.ui.plain import SEED_LIMIT, checked_prompt, checked_seed, chosen, plain, sentence
-from livetalk.ui.stage import Choice, Picker, Stage
+from livetalk.ui.stage import Choice, picker, stage
 
 UPLOAD_LIMIT = "100mb"
 SESSION_LIMIT_S = 3600.0
@@ -61,9 +61,9 @@ def build(avatar: Avatar, examples: Path = _EXAMPLES, places: int = PLACES) -> g
             with gr.Column(elem_id="lt-left"):
                 first = next(iter(faces.values()), None)
                 shown = poster(first) if first else None
-                stage = Stage(poster=shown, server_functions=server_functions(sessions), elem_id="lt-stage")
+                screen = stage(shown, server_functions(sessions), elem_id="lt-stage")
             with gr.Column(elem_id="lt-right"):
-                _panel(stage, sessions, faces, speeches)
+                _panel(screen, sessions, faces, speeches)
     return page.queue(default_concurrency_limit=1, max_size=16)
 
 
@@ -87,16 +87,16 @@ def _headline(model: str) -> str:
     )
 
 
-def _panel(stage: Stage, sessions: LiveSessions, faces: dict[str, Path], speeches: dict[str, Path]) -> None:
+def _panel(screen: gr.HTML, sessions: LiveSessions, faces: dict[str, Path], speeches: dict[str, Path]) -> None:
     """Everything beside the stage, wired."""
-    face = Picker(
+    face = picker(
         "Face",
         [Choice(name, _label(name), poster(path, 256)) for name, path in faces.items()],
         accept="image/*",
         own_label="Your own",
         elem_id="lt-faces",
     )
-    speech = Picker(
+    speech = picker(
         "Speech",
         [Choice(name, _label(name)) for name in speeches],
         accept="audio/*,video/*",
@@ -119,17 +119,17 @@ def _panel(stage: Stage, sessions: LiveSessions, faces: dict[str, Path], speeche
     sid = gr.Textbox(visible=False)
     outbox = Outbox()
     add_api(sessions, outbox, sessions.places)
-    stage.session(
+    screen.session(
         live_events(sessions, faces),
         [face, prompt, seed],
-        stage,
+        screen,
         api_visibility="private",
         show_progress="hidden",
         trigger_mode="multiple",
         concurrency_limit=sessions.places,
         concurrency_id="live",
     )
-    face.chosen(look_at(sessions, faces), face, stage, api_visibility="private", show_progress="hidden", queue=False)
+    face.chosen(look_at(sessions, faces), face, screen, api_visibility="private", show_progress="hidden", queue=False)
     play.click(
         play_speech(sessions, speeches),
         [speech, sid],
@@ -219,7 +219,7 @@ def look_at(sessions: LiveSessions, faces: dict[str, Path]) -> Callable[[Any], d
         portrait = load_portrait(chosen(face, faces, "face"), preset.height, preset.width)
         large = isinstance(face, dict) and face.get("name") in faces
         picture = poster(faces[face["name"]]) if large else _data_uri(Image.fromarray(portrait.pixels()))
-        return {"poster": picture, "notice": portrait.notice}
+        return {"poster": picture, "notice": portrait.notice if preset.portraits == "illustrated" else None}
 
     return look
 
@@ -245,7 +245,8 @@ def make_video(
         out = outbox.path("livetalk.mp4")
 
         def show(done_s: float, total_s: float | None) -> None:
-            progress((done_s, total_s) if total_s else None, desc=f"{done_s:.0f} s are drawn", unit="s")
+            share = min(1.0, done_s / total_s) if total_s else None
+            progress(share, desc=f"{done_s:.0f} s of {total_s:.0f} s" if total_s else f"{done_s:.0f} s")
 
         sessions.avatar.render(
             chosen(face, faces, "face"),

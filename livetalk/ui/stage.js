@@ -79,7 +79,7 @@ function playerChanged(kind, detail) {
     const sound = Float32Array.from(detail.pcm, (x) => x / 32768);
     delays.add(delays.played, heardS, sound, detail.header.rate);
     const { facts } = detail.header;
-    if (facts.real_time_factor) find('.lt-speed').textContent = `${facts.real_time_factor.toFixed(1)} × real time`;
+    if (facts.real_time_factor) find('.lt-speed').textContent = `${facts.real_time_factor.toFixed(1)} × live`;
     if (facts.notice) say(facts.notice);
   }
 }

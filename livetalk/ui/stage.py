@@ -1,6 +1,7 @@
 """The parts of the page that Gradio does not have: the Stage (player and microphone) and the Picker.
 
-Both are one ``gr.HTML`` component each, with their html, css and js beside this file. The Stage's value is what the
+Both are one ``gr.HTML`` component each, with their html, css and js beside this file (no subclasses: Gradio would write
+stub files beside their source). The Stage's value is what the
 server last sent it (see ``stage.js``); the Picker's value is ``{"name": ...}`` for one of our examples or an uploaded
 Gradio file. This module does not know sessions or models.
 """
@@ -22,23 +23,23 @@ def _text(name: str) -> str:
     return (_HERE / name).read_text(encoding="utf-8")
 
 
-class Stage(gr.HTML):
-    """The picture that talks, its controls, and the line with what was measured.
+def stage(poster: str | None, server_functions: list[Callable[..., Any]], elem_id: str) -> gr.HTML:
+    """The picture that talks, its controls, and the line with what was measured; event ``session``.
 
     Args:
         poster: data URI of the portrait shown before anything was generated.
         server_functions: ``push, stop, cut, place``, called by the page without the queue.
+        elem_id: id in the page.
     """
-
-    def __init__(self, poster: str | None = None, server_functions: list[Callable] | None = None, **kw: Any) -> None:
-        kw.setdefault("html_template", _text("stage.html"))
-        kw.setdefault("css_template", _text("stage.css"))
-        kw.setdefault("js_on_load", _text("player.js") + _text("microphone.js") + _text("stage.js"))
-        super().__init__(apply_default_css=False, server_functions=server_functions, poster=poster, **kw)
-
-    def api_info(self) -> dict[str, Any]:
-        """Schema of the value, for Gradio."""
-        return {"type": "object"}
+    return gr.HTML(
+        html_template=_text("stage.html"),
+        css_template=_text("stage.css"),
+        js_on_load=_text("player.js") + _text("microphone.js") + _text("stage.js"),
+        apply_default_css=False,
+        server_functions=server_functions,
+        elem_id=elem_id,
+        poster=poster,
+    )
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Choice:
     picture: str | None = None
 
 
-class Picker(gr.HTML):
+def picker(title: str, choices: Sequence[Choice], accept: str, own_label: str, elem_id: str) -> gr.HTML:
     """A radio group of our examples with a place for the visitor's own file; event ``chosen``.
 
     Args:
@@ -58,30 +59,20 @@ class Picker(gr.HTML):
         choices: the examples; the first one is chosen at the start.
         accept: the browser's file filter ("image/*").
         own_label: label of the tile for the visitor's own file.
+        elem_id: id in the page.
     """
-
-    def __init__(
-        self, title: str = "", choices: Sequence[Choice] = (), accept: str = "", own_label: str = "", **kw: Any
-    ) -> None:
-        tiles = "".join(_tile(choice, chosen=index == 0) for index, choice in enumerate(choices))
-        kind = "pictures" if any(choice.picture for choice in choices) else "words"
-        template = (
-            _text("picker.html")
-            .replace("[title]", html.escape(title))
-            .replace("[kind]", kind)
-            .replace("[tiles]", tiles)
-            .replace("[accept]", html.escape(accept))
-            .replace("[upload]", html.escape(own_label))
-        )
-        kw.setdefault("value", {"name": choices[0].name} if choices else None)
-        kw.setdefault("html_template", template)
-        kw.setdefault("css_template", _text("picker.css"))
-        kw.setdefault("js_on_load", _text("picker.js"))
-        super().__init__(apply_default_css=False, **kw)
-
-    def api_info(self) -> dict[str, Any]:
-        """Schema of the value, for Gradio."""
-        return {"type": "object"}
+    tiles = "".join(_tile(choice, chosen=index == 0) for index, choice in enumerate(choices))
+    kind = "pictures" if any(choice.picture for choice in choices) else "words"
+    template = _text("picker.html").replace("[title]", html.escape(title)).replace("[kind]", kind)
+    template = template.replace("[accept]", html.escape(accept)).replace("[own]", html.escape(own_label))
+    return gr.HTML(
+        value={"name": choices[0].name} if choices else None,
+        html_template=template.replace("[tiles]", tiles),
+        css_template=_text("picker.css"),
+        js_on_load=_text("picker.js"),
+        apply_default_css=False,
+        elem_id=elem_id,
+    )
 
 
 def _tile(choice: Choice, chosen: bool) -> str:
