@@ -155,9 +155,7 @@ class _Voice(ctypes.Structure):
     ]
 
 
-_Callback = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
-)
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
 
 
 class _Espeak:
@@ -184,7 +182,7 @@ class _Espeak:
             buffer = ctypes.create_string_buffer(languages)
             spec = ctypes.byref(_Voice(languages=ctypes.cast(buffer, ctypes.c_void_p)))
         table = self._library.espeak_ListVoices(spec)
-        voices = []
+        voices: list[_Voice] = []
         while table[len(voices)]:
             voices.append(table[len(voices)].contents)
         return voices
@@ -223,9 +221,7 @@ class _Espeak:
         if language not in self._languages:
             raise LiveTalkError(f"espeak-ng has no language {language!r}; 'espeak-ng --voices' lists them.")
         if plus and variant not in self.variants:
-            raise LiveTalkError(
-                f"espeak-ng has no variant {variant!r}; it has: {', '.join(sorted(self.variants))}."
-            )
+            raise LiveTalkError(f"espeak-ng has no variant {variant!r}; it has: {', '.join(sorted(self.variants))}.")
         full = f"{self._languages[language]}{plus}{variant}"
         if self._library.espeak_SetVoiceByName(full.encode()) != 0:
             raise LiveTalkError(f"espeak-ng refused the voice {name!r} although it lists it.")
@@ -239,9 +235,7 @@ class _Espeak:
         with self._lock:
             self._select(name, rate_wpm, pitch)
             self._pcm, self._marks = [], []
-            status = self._library.espeak_Synth(
-                data, len(data) + 1, 0, _POS_CHARACTER, 0, _CHARS_UTF8, None, None
-            )
+            status = self._library.espeak_Synth(data, len(data) + 1, 0, _POS_CHARACTER, 0, _CHARS_UTF8, None, None)
             pcm, marks = self._pcm, self._marks
         if status != 0:
             raise LiveTalkError(f"espeak-ng could not speak the text (code {status}).")

@@ -118,7 +118,7 @@ def augment(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     Returns:
         float32 [samples], -1..1.
     """
-    sound = samples.astype(np.float32)
+    sound: np.ndarray = samples.astype(np.float32)
     count = len(sound)
     if rng.random() < 0.75:
         spectrum = np.fft.rfft(sound, count + MODEL_RATE // 4) * _equaliser(rng, (count + MODEL_RATE // 4) // 2 + 1)
@@ -127,8 +127,8 @@ def augment(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         sound = np.fft.irfft(spectrum, count + MODEL_RATE // 4)[:count].astype(np.float32)
     level = float(np.sqrt(np.mean(np.square(sound)))) + 1e-4
     if rng.random() < 0.65:
-        sound = sound + _noise(rng, count) * level * 10 ** (-rng.uniform(8, 45) / 20)
-    sound = sound * 10 ** (rng.uniform(-18, 10) / 20)
+        sound = sound + _noise(rng, count) * np.float32(level * 10 ** (-rng.uniform(8, 45) / 20))
+    sound = sound * np.float32(10 ** (rng.uniform(-18, 10) / 20))
     return np.clip(sound, -1, 1).astype(np.float32)
 
 

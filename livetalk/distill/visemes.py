@@ -89,9 +89,7 @@ _UNKNOWN = Sound(0.36, 0.5, 0.3, firm=0.5)
 Phoneme = tuple[float, float, str]
 
 
-def mouth_track(
-    phonemes: Sequence[Phoneme], samples: np.ndarray, pictures: int, flite: bool = False
-) -> np.ndarray:
+def mouth_track(phonemes: Sequence[Phoneme], samples: np.ndarray, pictures: int, flite: bool = False) -> np.ndarray:
     """Mouth of every picture.
 
     Args:

@@ -132,8 +132,8 @@ class MelAudioEncoder(nn.Module):
         """Makes such ``features`` [..., feature_width] zero-mean with unit deviation; the head reads the same mouth."""
         flat = features.reshape(-1, self.feature_width)
         mean, scale = flat.mean(0), 1 / (flat.std(0) + 1e-3)
-        self.head.bias += self.head.weight @ mean
-        self.head.weight /= scale
+        self.head.bias.add_(self.head.weight @ mean)
+        self.head.weight.div_(scale)
         self.feature_mean += mean / self.feature_scale
         self.feature_scale *= scale
 
