@@ -191,6 +191,30 @@ def clean_prompt(prompt: str) -> str:
     return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()
 
 
+def load_tokenizer(folder: Path) -> Callable[[str, int], tuple[Tensor, Tensor]]:
+    """Prompt and row count to ids and mask ``[1, rows]``: end token, cut and right-padded (spec section 4.2).
+
+    Args:
+        folder: the tokenizer files of ``google/umt5-xxl``.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+    def tokenize(prompt: str, length: int) -> tuple[Tensor, Tensor]:
+        found = tokenizer(
+            prompt,
+            padding="max_length",
+            truncation=True,
+            max_length=length,
+            add_special_tokens=True,
+            return_tensors="pt",
+        )
+        return found["input_ids"], found["attention_mask"]
+
+    return tokenize
+
+
 def load_umt5(state: Mapping[str, Tensor]) -> nn.Module:
     """transformers ``UMT5EncoderModel`` with weights under the original names; sizes are read from the shapes.
 
