@@ -82,10 +82,10 @@ def disturb(pictures: np.ndarray, rng: np.random.Generator) -> Tensor:
     return (images + noise * float(rng.uniform(0, 0.03))).clamp(0, 1)
 
 
-def train_probe(pictures: np.ndarray, labels: np.ndarray, plan: ProbeTraining) -> Probe:
-    """Trains a probe on labelled pictures uint8 [N, 128, 128, 3] and float32 [N, 4]."""
+def train_probe(pictures: np.ndarray, labels: np.ndarray, plan: ProbeTraining, start: Probe | None = None) -> Probe:
+    """Trains a probe (a new one, or ``start`` further) on labelled pictures uint8 [N, 128, 128, 3], float32 [N, 4]."""
     torch.manual_seed(0)
-    probe = Probe()
+    probe = Probe() if start is None else start.requires_grad_(True).train()
     rng = np.random.default_rng(0)
     optimiser = torch.optim.AdamW(probe.parameters(), plan.learning_rate, weight_decay=0.03)
     weights = torch.tensor(_TARGET_WEIGHTS)
