@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from livetalk.model.kernels import attend, rms_norm, rotate
+from livetalk.model.kernels import attend, joined, rms_norm, rotate
 from livetalk.model.rotary import rotary_table, time_shift
 from livetalk.types import LiveTalkError
 
@@ -167,12 +168,15 @@ class Attention(nn.Module):
 
     def queries(self, x: Tensor) -> Tensor:
         """Normalised queries, divided by sqrt(d), ``[B, heads, N, d]`` of tokens ``[B, N, D]``."""
-        gain = self.norm_q.weight * (self.q.out_features // self.heads) ** -0.5
-        return self._heads(rms_norm(self.q(x), gain, EPS))
+        return self._as_queries(self.q(x))
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised keys and values, each ``[B, heads, N, d]``, of tokens ``[B, N, D]``."""
         return self._heads(self.norm_k(self.k(x))), self._heads(self.v(x))
+
+    def _as_queries(self, projected: Tensor) -> Tensor:
+        gain = self.norm_q.weight * (projected.shape[-1] // self.heads) ** -0.5
+        return self._heads(rms_norm(projected, gain, EPS))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -186,7 +190,14 @@ class SelfAttention(Attention):
 
     def forward(self, x: Tensor, layer: int, context: AttentionContext) -> Tensor:
         """Attend within ``context`` from tokens ``[B, N, D]`` of layer number ``layer``."""
-        return self._output(context.attend(layer, self.queries(x), *self.keys_values(x)))
+        return self._output(context.attend(layer, *self._projections(x)))
+
+    def _projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values; as one matrix product where no gradient has to find its way back."""
+        if torch.is_grad_enabled():
+            return self.queries(x), *self.keys_values(x)
+        q, k, v = F.linear(x, *joined((self.q, self.k, self.v))).chunk(3, dim=-1)
+        return self._as_queries(q), self._heads(self.norm_k(k)), self._heads(v)
 
 
 class CrossAttention(Attention):

@@ -7,11 +7,12 @@ worth it; figures are those of one AVX-512 core. This module knows no layer, no 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 _LOG2_E = math.log2(math.e)
 # gelu_tanh(x) = x sigmoid(x (_GELU_LINEAR + _GELU_CUBIC x^2))
@@ -97,6 +98,39 @@ def gelu(x: Tensor) -> Tensor:
     return (x * x).mul_(_GELU_CUBIC).add_(_GELU_LINEAR).mul_(x).sigmoid_().mul_(x)
 
 
+def joined(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of several linear layers as one, without a second copy in memory.
+
+    The layers' parameters become neighbouring views of one tensor the first time, and again whenever something has
+    moved them (another device or number format). Names, values and training are not touched by that.
+
+    Args:
+        linears: layers with the same input width, and bias.
+    """
+    joint = [_neighbours([getattr(linear, name) for linear in linears]) for name in ("weight", "bias")]
+    return joint[0], joint[1]
+
+
+def _neighbours(parts: list[nn.Parameter]) -> Tensor:
+    """One tensor over all ``parts`` along their first axis; moves them side by side unless they are."""
+    first, rows = parts[0], 0
+    memory = first.untyped_storage().data_ptr()
+    for part in parts:
+        place = first.storage_offset() + rows * first.stride(0)
+        if part.untyped_storage().data_ptr() != memory or part.storage_offset() != place:
+            break
+        rows += part.shape[0]
+    else:
+        return first.as_strided((rows, *first.shape[1:]), first.stride())
+    if first.is_inference():
+        return torch.cat(parts)
+    with torch.inference_mode(False), torch.no_grad():
+        together = torch.cat(parts)
+        for part, view in zip(parts, together.split([part.shape[0] for part in parts]), strict=True):
+            part.data = view
+    return together
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T) v without mask; queries come scaled.
 
@@ -125,8 +159,9 @@ def _attend_powers(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
     The shift only guards against overflow. bfloat16 has float32's range, so the row sums tell afterwards whether it
     was needed; then the guarded way is taken.
     """
-    weights = torch.bmm(q * _LOG2_E, k.transpose(1, 2)).exp2_()
-    total = weights.sum(dim=-1, keepdim=True, dtype=torch.float32)
+    powers = torch.mul(q, _LOG2_E, out=torch.empty(q.shape, dtype=q.dtype))
+    weights = torch.bmm(powers, k.transpose(1, 2)).exp2_()
+    total = weights.sum(dim=-1, keepdim=True)
     least, most = total.aminmax()
     if least.item() > 1 / _SAFE_SUM and most.item() < _SAFE_SUM:
         torch.bmm(weights, v, out=out).div_(total)

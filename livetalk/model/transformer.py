@@ -166,7 +166,7 @@ class CausalDiT(nn.Module):
             return text
         embedded = self.text_embedding(text.to(self.device, self.dtype))
         pairs = [block.cross_attn.keys_values(embedded) for block in self.blocks]
-        return TextKeys(tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
+        return TextKeys(tuple(k.contiguous() for k, _ in pairs), tuple(v.contiguous() for _, v in pairs))
 
     def _audio_vectors(self, cond: Conditions) -> AudioVectors:
         if isinstance(cond.audio, AudioVectors):
@@ -247,14 +247,17 @@ class CausalDiT(nn.Module):
         return add(tokens, vectors.unsqueeze(2))
 
     def _enter(self, x: Tensor, t: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens ``[B, F, P, D]``, time embedding ``[B, F, D]`` and its projection ``[B, F, 6, D]``."""
+        """Tokens ``[B, F, P, D]``, time embedding ``[B, F, D]`` and its projection ``[B, F, 6, D]``.
+
+        One noise level for all frames is embedded once: the last two then have one frame.
+        """
         frames = x.shape[2]
         if image.shape[2] != frames:
             raise LiveTalkError(f"The image condition has {image.shape[2]} frames, the latents have {frames}.")
         rows, columns = self._grid(x)
         tokens = self._patches(torch.cat((x.to(self.dtype), image.to(self.device, self.dtype)), dim=1))
         tokens = tokens.unflatten(1, (frames, rows * columns))
-        t = t if t.dim() == 2 else t[:, None].expand(-1, frames)
+        t = t if t.dim() == 2 else t[:, None]
         if not t.is_floating_point():
             raise LiveTalkError("Noise levels must be floating point numbers: whole numbers lose the time embedding.")
         embedding = self.time_embedding(sinusoid(t.to(self.device), self.config.freq_width).to(self.dtype))
