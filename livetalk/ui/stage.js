@@ -11,6 +11,7 @@ const delays = new DelayMeter();
 let sid = null; // secret name of the session that is on
 let live = null; // {resolve, reject} of the promise that start() returned, until the first fragment
 let asked = null; // {what, at}: what the visitor waits for, to measure the first picture
+const firsts = []; // how long the visitor waited for the first picture, each time
 let mood = 'off';
 let codec = 'jpeg';
 let headphones = false;
@@ -66,7 +67,9 @@ function playerChanged(kind, detail) {
     stage.dataset.speech = speaking ? 'on' : 'off';
     setMood(speaking ? 'speaking' : microphone.isOpen ? 'listening' : 'idle');
     if (asked && (asked.what === 'start' || speaking)) {
-      find('.lt-first').textContent = `${Math.round(performance.now() - asked.at)} ms`;
+      const ms = performance.now() - asked.at;
+      find('.lt-first').textContent = `${Math.round(ms)} ms`;
+      firsts.push({ what: asked.what, ms });
       asked = null;
     }
   } else if (kind === 'late') {
@@ -206,6 +209,7 @@ window.livetalk = {
   player,
   microphone,
   delays,
+  firsts,
   get sid() { return sid; },
   get mood() { return mood; },
   get codec() { return codec; },

@@ -1,0 +1,94 @@
+"""A visit to a running server from another process, with gradio_client; prints what happened as one JSON line.
+
+Usage: python tests/client_visit.py URL PORTRAIT SPEECH
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+import threading
+import uuid
+
+from gradio_client import Client, handle_file
+
+from livetalk.media.sound import load_speech
+
+RATE = 16_000
+PACKET = RATE // 5
+MOST_PACKETS = 200
+
+
+def visit(url: str, portrait: str, speech: str) -> dict:
+    client = Client(url, verbose=False)
+    seen = {"endpoints": client.view_api(print_info=False, return_format="dict")["named_endpoints"]}
+    seen["errors"] = errors(client, portrait)
+    seen |= live(client, portrait, load_speech(speech, RATE))
+    seen["render"] = client.predict(
+        handle_file(portrait), handle_file(speech), "a calm voice 🙂", 3, api_name="/render"
+    )
+    return seen
+
+
+def live(client: Client, portrait: str, samples) -> dict:
+    """Pushes packets until speaking pieces come back, then a few more, and stops when all of it was said."""
+    sid, pieces, pushed = uuid.uuid4().hex, [], []
+    begun, spoken = threading.Event(), threading.Event()
+
+    def push() -> None:
+        begun.wait(120)
+        after = 0
+        for number in range(MOST_PACKETS):
+            at = number * PACKET % (len(samples) - PACKET)
+            packet = (samples[at : at + PACKET] * 32767).astype("<i2").tobytes()
+            answer = client.predict(sid, base64.b64encode(packet).decode(), RATE, api_name="/push_audio")
+            pushed.append({"pieces_before": len(pieces), **answer})
+            after += spoken.is_set()
+            if after >= 4:
+                break
+        seen_before = len(pieces)
+        while len(pieces) < seen_before + 4:
+            begun.wait(0.1)
+            threading.Event().wait(0.1)
+        client.predict(sid, api_name="/stop")
+
+    thread = threading.Thread(target=push, daemon=True)
+    thread.start()
+    for piece in client.submit(sid, handle_file(portrait), "", 1, "mirror", api_name="/session"):
+        pieces.append(piece)
+        begun.set()
+        if piece["state"] == "speaking" and not spoken.is_set():
+            spoken.set()
+    thread.join(60)
+    return {"pieces": pieces, "pushed": pushed}
+
+
+def errors(client: Client, portrait: str) -> dict[str, str]:
+    """What the server says to mistakes."""
+    face, sid = handle_file(portrait), uuid.uuid4().hex
+    calls = {
+        "unknown sid": lambda: client.predict(uuid.uuid4().hex, "AAAA", RATE, api_name="/push_audio"),
+        "stop unknown": lambda: client.predict(uuid.uuid4().hex, api_name="/stop"),
+        "short sid": lambda: client.predict("me", face, "", 0, "mirror", api_name="/session"),
+        "conversation": lambda: client.predict(sid, face, "", 0, "conversation", api_name="/session"),
+        "long prompt": lambda: client.predict(sid, face, "word " * 20_000, 0, "mirror", api_name="/session"),
+        "seed": lambda: client.predict(sid, face, "", -1, "mirror", api_name="/session"),
+        "no file": lambda: client.predict("/etc/passwd", "/etc/passwd", "", 0, api_name="/render"),
+        "stolen file": lambda: client.predict(stolen(), stolen(), "", 0, api_name="/render"),
+    }
+    said = {}
+    for name, call in calls.items():
+        try:
+            said[name] = f"no error: {call()}"
+        except Exception as error:
+            said[name] = str(error)
+    return said
+
+
+def stolen() -> dict:
+    return {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}, "url": "http://127.0.0.1/x"}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(visit(*sys.argv[1:4])) + "\n")
