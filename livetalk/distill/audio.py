@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from livetalk.distill.speech import HELD_OUT_SEED, SpeechClip, augment, speech_clip
@@ -138,8 +139,6 @@ def evaluation_clips(voice: str, count: int = 12, seconds: float = 8.0) -> list[
 
 def save_ear(encoder: MelAudioEncoder, path: Path) -> None:
     """Writes the encoder's weights, head included, as safetensors."""
-    from safetensors.torch import save_file
-
     partial = path.with_suffix(".partial")
     save_file({name: value.contiguous() for name, value in encoder.state_dict().items()}, str(partial))
     partial.replace(path)
