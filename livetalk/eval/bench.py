@@ -95,13 +95,11 @@ def measure(models: Models, seconds: float, rounds: int = FIRST_PICTURE_ROUNDS) 
 
 def machine(device: torch.device) -> dict[str, Any]:
     """How busy and how fast this machine is now: load average, processors, a matrix product in both number formats."""
+    formats = (torch.float32, torch.bfloat16)
     return {
         "cpus": os.cpu_count(),
         "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
-        "matmul_gflops": {
-            str(dtype).removeprefix("torch."): _matmul_gflops(device, dtype)
-            for dtype in (torch.float32, torch.bfloat16)
-        },
+        "matmul_gflops": {str(dtype).removeprefix("torch."): _matmul_gflops(device, dtype) for dtype in formats},
     }
 
 

@@ -13,8 +13,9 @@ This module knows nothing of sound, time or who wants a chunk remade.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,6 +85,8 @@ class ChunkMaker:
         self._newest: Take | None = None
         self._decoder_state: Future[Decoded] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="livetalk-decode") if overlap else None
+        beside = overlap and models.device.type == "cuda"
+        self._stream = torch.cuda.Stream(models.device) if beside else None
 
     @torch.inference_mode()
     def make(self, index: int, rows: Tensor) -> Take:
@@ -101,7 +104,8 @@ class ChunkMaker:
             latents = denoise_chunk(self._models.transformer, self._cache, cond, noise, self._settings)
         first, stop = picture_span(index * self._frames, self._frames)
         before = self._decoder_state
-        decoded = self._start(lambda: self._decode(latents, before))
+        made = None if self._stream is None else torch.cuda.current_stream(self._models.device).record_event()
+        decoded = self._start(lambda: self._decode(latents, before, made))
         take = Take(index, first, stop, cond, latents, before, decoded, point)
         self._newest, self._decoder_state = take, take.decoded
         return take
@@ -137,12 +141,23 @@ class ChunkMaker:
         return prepared
 
     @torch.inference_mode()
-    def _decode(self, latents: Tensor, before: Future[Decoded] | None) -> Decoded:
+    def _decode(self, latents: Tensor, before: Future[Decoded] | None, made: torch.cuda.Event | None) -> Decoded:
         state = None if before is None else before.result()[1]
-        with self._times.stage("decode"):
+        with self._times.stage("decode"), self._on_stream(latents, made):
             pictures, state = self._models.vae.decode_chunk(latents, state)
             levels = ((pictures[0].float() + 1.0) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
             return levels.permute(1, 2, 3, 0).contiguous().cpu().numpy(), state
+
+    @contextmanager
+    def _on_stream(self, latents: Tensor, made: torch.cuda.Event | None) -> Iterator[None]:
+        """On CUDA the decoder works on a stream of its own, once the latents are ``made``; elsewhere nothing."""
+        if self._stream is None or made is None:
+            yield
+            return
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(made)
+            latents.record_stream(self._stream)
+            yield
 
     def _start(self, work: Callable[[], Decoded]) -> Future[Decoded]:
         """Run ``work`` in the decoding thread, or here and now."""

@@ -84,6 +84,7 @@ class Performer:
         self._next_picture = 0
         self._awaited: int | None = None
         self._heard_at_s: float | None = None
+        self._urgent_s = LEAST_MARGIN_S
         self.generation = 0
         self.first_picture_s: float | None = None
         """From the last sample that the latest speech's first chunk needed to its pictures."""
@@ -99,20 +100,16 @@ class Performer:
         Raises:
             LiveTalkError: not mono, not finite, or another rate in mid-speech; nothing was taken.
         """
+        if not self._track.open:
+            if isinstance(packet, SpeechEnd):
+                return
+            self._begin_speech(packet, delay_s)
+        self._track.make_room(self._next_picture)
         changed = self._track.heard_samples
         if isinstance(packet, SpeechEnd):
-            if self._track.open:
-                self._track.make_room(self._next_picture)
-                self._track.finish()
-                self._redo_from_sample(changed)
-                self._note_arrival()
-            return
-        if not self._track.open:
-            self._begin_speech(packet, delay_s)
-            changed = self._track.heard_samples
+            self._track.finish()
         else:
-            self._track.make_room(self._next_picture)
-        self._track.append(packet)
+            self._track.append(packet)
         self._redo_from_sample(changed)
         self._note_arrival()
 
@@ -159,7 +156,7 @@ class Performer:
             return max(0.0, self._playback.due_in_s(self._piece_stop()))
         if self._sound_is_there(self._next_chunk):
             return 0.0
-        return max(0.0, self._playback.ahead_s(self._next_picture) - self.margin_s)
+        return max(0.0, self._playback.ahead_s(self._next_picture) - self._urgent_s)
 
     @property
     def next_picture(self) -> int:
@@ -214,6 +211,7 @@ class Performer:
         if self._playback is not None and delay_s > 0:
             start = max(start, math.ceil((self._playback.position_s + delay_s) * PICTURES_PER_SECOND))
         self._track.begin(start)
+        self._urgent_s = self.margin_s  # kept while this speech lasts, or a slow moment would outrun its delay
         self._awaited, self._heard_at_s = start, None
 
     def _span(self, chunk: int) -> tuple[int, int]:
@@ -239,7 +237,7 @@ class Performer:
         if self._playback is None:
             first = max(self._span(self._next_chunk)[0], self._next_picture)
             return self._sound_is_there(self._next_chunk) and (self._track.open or first < self._track.next_picture)
-        urgent = not self._playback.begun or self._playback.ahead_s(self._next_picture) <= self.margin_s
+        urgent = not self._playback.begun or self._playback.ahead_s(self._next_picture) <= self._urgent_s
         return self._sound_is_there(self._next_chunk) or (urgent and not waiting)
 
     def _make(self) -> None:

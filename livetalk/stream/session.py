@@ -48,8 +48,12 @@ CLIP_LIMIT_S = 300.0
 SILENT_MICROPHONE_S = 0.5
 """A microphone that sends nothing for so long is taken to be off."""
 
-DELIVERY_S = 0.2
+DELIVERY_S = 0.25
 """Allowance in the mirror's delay for packets under way and for the resampler."""
+
+CLIP_PACKET_S = 1.0
+CLIP_AHEAD_S = 4.0
+"""Clips are taken in piece by piece, so that a long one neither blocks nor fills the memory."""
 
 SHORTEST_CLIP_S = 1.0 / PICTURES_PER_SECOND
 
@@ -146,7 +150,9 @@ class Session:
                     f"The clip would make {(waiting_s + _length_s(packet)) / 60:.1f} minutes of waiting speech; the "
                     f"limit is {CLIP_LIMIT_S / 60:g} minutes. Give shorter clips, or render the long one to a file."
                 )
-            self._clips += [packet, SpeechEnd()]
+            step = round(CLIP_PACKET_S * rate)
+            pieces = range(0, len(packet.samples), step)
+            self._clips += [AudioChunk(packet.samples[at : at + step], rate) for at in pieces] + [SpeechEnd()]
             self._changed.notify_all()
 
     def interrupt(self) -> int:
@@ -279,13 +285,10 @@ class Session:
         """Give the performer what has come; returns the word that older pictures are void, if so."""
         with self._changed:
             void = self._clear() if self._cleared is not None else None
-            while self._clips:
-                if self._clip_stop is None:  # ends what the microphone said
-                    self._performer.push(SpeechEnd())
-                self._performer.push(self._clips.popleft())
-                self._clip_stop = self._performer.speech_stop
-                self._microphone.clear()
-            if self._clip_stop is not None and self._performer.next_picture >= self._clip_stop:
+            while self._clip_is_wanted():
+                self._say(self._clips.popleft())
+            playing = bool(self._clips) or self._performer.next_picture < (self._clip_stop or 0)
+            if not playing:
                 self._clip_stop = None
             while self._microphone:
                 self._hear(self._microphone.popleft())
@@ -299,9 +302,20 @@ class Session:
         nothing = np.zeros((0, *self._picture_size, 3), np.uint8)
         return Pictures(first, nothing, np.zeros(0, np.float32), self._performer.generation, speaking=False)
 
+    def _clip_is_wanted(self) -> bool:
+        """Whether the next piece of a clip should be taken in."""
+        return bool(self._clips) and self._performer.backlog_s < CLIP_AHEAD_S
+
+    def _say(self, piece: AudioChunk | SpeechEnd) -> None:
+        """One piece of a clip; a clip ends what the microphone said."""
+        if self._clip_stop is None:
+            self._performer.push(SpeechEnd())
+        self._performer.push(piece)
+        self._clip_stop = self._performer.speech_stop
+
     def _hear(self, packet: AudioChunk) -> None:
         """One packet of the microphone: placed behind what came before, or after the mirror's delay."""
-        if self._clip_stop is not None:
+        if self._clip_stop is not None:  # a clip is playing
             return
         delay_s = self._sound_wait_s + self._performer.margin_s + DELIVERY_S
         if self._performer.backlog_s > delay_s + self._backlog_s:
@@ -321,7 +335,7 @@ class Session:
     def _wait(self) -> None:
         """Until there is something to make or to hand out, or something came in."""
         with self._changed:
-            if self._stopped or self._cleared is not None or self._clips or self._microphone:
+            if self._stopped or self._cleared is not None or self._microphone or self._clip_is_wanted():
                 return
             self._clock.wait(self._changed, self._performer.wait_s())
 
