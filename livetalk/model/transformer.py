@@ -18,7 +18,7 @@ from livetalk.config import ModelConfig
 from livetalk.model.attention import EPS, AttentionContext, ChunkMask, ClipContext, CrossAttention, SelfAttention
 from livetalk.model.cache import CachePass, KVCache
 from livetalk.model.conditions import AudioVectors, Conditions, TextKeys, image_condition, pack_audio
-from livetalk.model.kernels import gelu
+from livetalk.model.kernels import feed_forward
 from livetalk.types import PICTURES_PER_LATENT, LiveTalkError
 
 __all__ = ["AudioVectors", "CausalDiT", "ChunkMask", "Conditions", "TextKeys", "image_condition", "pack_audio"]
@@ -39,12 +39,15 @@ class AudioProjection(nn.Module):
         return self.norm_out(self.proj(packed.unflatten(1, (-1, PICTURES_PER_LATENT)).flatten(2)))
 
 
-class TanhGELU(nn.Module):
-    """GELU in its tanh form; see ``kernels.gelu``."""
+class FeedForward(nn.Sequential):
+    """Two linear layers with a tanh-GELU between them; names as in the original checkpoint."""
+
+    def __init__(self, width: int, hidden: int, inputs: int | None = None) -> None:
+        super().__init__(nn.Linear(inputs or width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Elementwise."""
-        return gelu(x)
+        """Tokens in, tokens out, any number of leading dimensions."""
+        return feed_forward(x, self[0], self[2])
 
 
 class DiTBlock(nn.Module):
@@ -57,7 +60,7 @@ class DiTBlock(nn.Module):
         self.self_attn = SelfAttention(width, config.heads)
         self.cross_attn = CrossAttention(width, config.heads)
         self.norm3 = nn.LayerNorm(width, eps=EPS)
-        self.ffn = nn.Sequential(nn.Linear(width, config.ffn_width), TanhGELU(), nn.Linear(config.ffn_width, width))
+        self.ffn = FeedForward(width, config.ffn_width)
 
     def forward(
         self, x: Tensor, projection: Tensor, text: tuple[Tensor, Tensor], layer: int, context: AttentionContext
@@ -134,7 +137,7 @@ class CausalDiT(nn.Module):
         self.config = config
         width = config.width
         self.patch_embedding = nn.Conv3d(config.in_channels, width, config.patch, stride=config.patch)
-        self.text_embedding = nn.Sequential(nn.Linear(config.text_width, width), TanhGELU(), nn.Linear(width, width))
+        self.text_embedding = FeedForward(width, width, inputs=config.text_width)
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_width, width), nn.SiLU(), nn.Linear(width, width))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.layers))
