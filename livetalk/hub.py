@@ -1,8 +1,8 @@
 """Models ready for use: found in ``checkpoints/``, in a folder, or downloaded; and written.
 
 Weights are loaded once and never written again. Our own format is a folder with ``config.json`` (the preset and the
-hash of the weights) and ``model.safetensors``. This is the only module that talks to the Hugging Face Hub. It does not
-know how a model is used.
+hash of the weights) and ``model.safetensors``; published models are read as they are. This is the only module that
+talks to the Hugging Face Hub. It does not know how a model is used.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from livetalk.config import PRESETS, Preset, from_dict, preset, to_dict
 from livetalk.model.audio import AudioEncoder, build_audio_encoder
+from livetalk.model.originals import OriginalFiles, load_original
 from livetalk.model.storage import Storage, load_part, pack_modules, unpack
 from livetalk.model.text import TextEncoder, WordsTextEncoder
 from livetalk.model.transformer import CausalDiT
@@ -36,6 +38,8 @@ FORMAT = 1
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 CHECKPOINTS_VARIABLE = "LIVETALK_CHECKPOINTS"
+CACHE_VARIABLE = "LIVETALK_CACHE"
+TOKENIZER_FOLDER = "google/umt5-xxl"
 PARTS = ("transformer", "vae", "audio")
 
 
@@ -80,7 +84,7 @@ def random_models(config: Preset, seed: int = 0, device: str = "cpu", dtype: str
         for weight in parts["transformer"].parameters():
             if weight.ndim >= 2 and not weight.any():
                 nn.init.normal_(weight, std=0.02)
-    return _assemble(config, parts, _device(device), dtype)
+    return _assemble(config, parts, _words(config), _device(device), dtype)
 
 
 def load_models(name_or_folder: str | Path = "mini", device: str = "auto", dtype: str | torch.dtype = "auto") -> Models:
@@ -94,12 +98,27 @@ def load_models(name_or_folder: str | Path = "mini", device: str = "auto", dtype
     Raises:
         LiveTalkError: no such model, or files are missing, damaged, or of another model; the message names the file.
     """
-    folder = _folder(str(name_or_folder))
+    name, place = str(name_or_folder), _device(device)
+    if name in PRESETS:
+        config = preset(name)
+        folder = find_checkpoint(config)
+        if folder is None and not config.weights.repositories:
+            raise _missing(config)
+    else:
+        folder = Path(name)
+        if not folder.is_dir():
+            raise LiveTalkError(
+                f"There is no model {name!r}. Expected one of {', '.join(PRESETS)}, or a folder with {CONFIG_NAME} and"
+                f" {WEIGHTS_NAME}."
+            )
+    if folder is None:
+        config, parts, text = load_original(_published(config), config, place, _prompt_cache())
+        return _assemble(config, parts, text, place, dtype)
     config, state = _read(folder)
     parts = _build(config)
     for part in PARTS:
-        load_part(parts[part], part, state, f"{folder / WEIGHTS_NAME}")
-    return _assemble(config, parts, _device(device), dtype)
+        load_part(parts[part], part, state, str(folder / WEIGHTS_NAME))
+    return _assemble(config, parts, _words(config), place, dtype)
 
 
 def save_models(
@@ -146,11 +165,11 @@ def checkpoint_roots() -> list[Path]:
     return [*roots, package.parent / "checkpoints", package.parent / installed, *data]
 
 
-def find_checkpoint(folder_name: str) -> Path | None:
-    """First folder of that name under ``checkpoint_roots`` that holds a ``config.json`` in our format."""
+def find_checkpoint(config: Preset) -> Path | None:
+    """First folder under ``checkpoint_roots`` that holds this preset in our format, if there is one."""
     for root in checkpoint_roots():
-        if (root / folder_name / CONFIG_NAME).is_file():
-            return root / folder_name
+        if (root / config.weights.folder / CONFIG_NAME).is_file():
+            return root / config.weights.folder
     return None
 
 
@@ -202,29 +221,72 @@ def _dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
     return found
 
 
-def _folder(name: str) -> Path:
-    """Folder of a model given by preset name or path.
+def _missing(config: Preset) -> LiveTalkError:
+    """The sentence for an embedded checkpoint that is not there."""
+    places = ", ".join(str(root / config.weights.folder) for root in checkpoint_roots()[:2])
+    return LiveTalkError(
+        f"The checkpoint of {config.name!r} is missing: no {CONFIG_NAME} and {WEIGHTS_NAME} in {places}."
+        f" Fetch the repository again with its checkpoints, or set {CHECKPOINTS_VARIABLE} to their folder."
+    )
+
+
+def _published(config: Preset) -> OriginalFiles:
+    """Files of a published model, downloaded if need be.
+
+    The preset lists three repositories in this order: transformer; text encoder and VAE of Wan 2.1; wav2vec2.
 
     Raises:
-        LiveTalkError: there is none; the message says where it was looked for.
+        LiveTalkError: a repository cannot be fetched, or the first does not hold exactly one weight file.
     """
-    if name in PRESETS:
-        wanted = preset(name).weights.folder
-        found = find_checkpoint(wanted)
-        if found is None:
-            places = ", ".join(str(root / wanted) for root in checkpoint_roots()[:2])
-            raise LiveTalkError(
-                f"The checkpoint of {name!r} is missing: no {CONFIG_NAME} and {WEIGHTS_NAME} in {places}."
-                f" Fetch the repository again with its checkpoints, or set {CHECKPOINTS_VARIABLE} to their folder."
-            )
-        return found
-    folder = Path(name)
-    if not folder.is_dir():
+    student, wan, speech = config.weights.repositories
+    text_name, vae_name = wan[2]
+    own = _repository(config, student, ["*.safetensors"])
+    weights = sorted(own.glob("*.safetensors"))
+    if len(weights) != 1:
+        names = ", ".join(path.name for path in weights) or "none"
         raise LiveTalkError(
-            f"There is no model {name!r}. Expected one of {', '.join(PRESETS)}, or a folder with {CONFIG_NAME} and"
-            f" {WEIGHTS_NAME}."
+            f"{own} must hold exactly one .safetensors file; found: {names}. Keep the transformer only."
         )
-    return folder
+    shared = _repository(config, wan, [text_name, vae_name, f"{TOKENIZER_FOLDER}/*"])
+    return OriginalFiles(
+        transformer=weights[0],
+        vae=shared / vae_name,
+        text=shared / text_name,
+        tokenizer=shared / TOKENIZER_FOLDER,
+        audio=_repository(config, speech, ["config.json", "model.safetensors"]),
+    )
+
+
+def _repository(config: Preset, source: tuple[str, str, tuple[str, ...]], patterns: list[str]) -> Path:
+    """Folder with the wanted files of a repository: ``<root>/<preset folder>/<repository name>``, else downloaded.
+
+    Raises:
+        LiveTalkError: neither there nor reachable.
+    """
+    name, revision, _ = source
+    places = [root / config.weights.folder / name.rpartition("/")[2] for root in checkpoint_roots()]
+    for place in places:
+        if place.is_dir():
+            return place
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # offline, refused, not found, disk full: many types, one remedy
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise LiveTalkError(
+            f"{config.title} needs files of https://huggingface.co/{name} and they could not be fetched: {reason}."
+            f" Connect to the network, or put them into {places[0]}."
+        ) from error
+
+
+def _prompt_cache() -> Path:
+    """Folder for encoded prompts."""
+    named = os.environ.get(CACHE_VARIABLE)
+    shared = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "livetalk"
+    return (Path(named) if named else shared) / "prompts"
+
+
+def _words(config: Preset) -> WordsTextEncoder:
+    return WordsTextEncoder(config.model.text_tokens, config.model.text_width)
 
 
 def _read(folder: Path) -> tuple[Preset, dict[str, Tensor]]:
@@ -286,15 +348,17 @@ def _build(config: Preset) -> dict[str, nn.Module]:
     }
 
 
-def _assemble(config: Preset, parts: Mapping[str, Any], device: torch.device, dtype: str | torch.dtype) -> Models:
+def _assemble(
+    config: Preset, parts: Mapping[str, Any], text: TextEncoder, device: torch.device, dtype: str | torch.dtype
+) -> Models:
     """Frozen modules on their device in their number formats."""
     number_format = _dtype(dtype, device)
     return Models(
         preset=config,
         transformer=parts["transformer"].to(device=device, dtype=number_format).eval().requires_grad_(False),
         vae=parts["vae"].to(device).prepare_for_inference(number_format),
-        audio=parts["audio"].to(device).eval().requires_grad_(False),
-        text=WordsTextEncoder(config.model.text_tokens, config.model.text_width),
+        audio=parts["audio"].to(device=device, dtype=torch.float32).eval().requires_grad_(False),
+        text=text,
         device=device,
         dtype=number_format,
     )
