@@ -159,7 +159,7 @@ def test_another_rate_or_a_silent_microphone_ends_what_it_said() -> None:
 @pytest.mark.parametrize(
     ("samples", "rate"),
     [(np.zeros((4, 2), np.float32), 16_000), (np.zeros(4, np.int16), 16_000), (np.full(4, np.inf), 16_000)]
-    + [(np.zeros(4, np.float32), rate) for rate in (0, -1)],
+    + [(np.zeros(4, np.float32), rate) for rate in (0, -1, 3, 10**9)],
 )
 def test_bad_sound_is_refused_and_the_session_goes_on(samples, rate) -> None:
     visit = session()

@@ -117,15 +117,7 @@ class Avatar:
         Raises:
             LiveTalkError: portrait or speech cannot be used.
         """
-        performer = self.performer(portrait, prompt, seed)
-        try:
-            for block in speech_blocks(speech, PLAYBACK_RATE, limit_s):
-                performer.push(AudioChunk(block, PLAYBACK_RATE))
-                yield from performer.pictures()
-            performer.push(SpeechEnd())
-            yield from performer.pictures()
-        finally:
-            performer.close()
+        return _perform(self.performer(portrait, prompt, seed), speech, limit_s)
 
     def render(
         self,
@@ -158,8 +150,9 @@ class Avatar:
         """
         preset = self.preset
         total_s = duration_s(speech)
+        pieces = self.clip(portrait, speech, prompt, seed, limit_s)
         with ClipWriter(out, preset.height, preset.width) as writer:
-            for piece in self.clip(portrait, speech, prompt, seed, limit_s):
+            for piece in pieces:
                 writer.write(piece.pictures, piece.sound)
                 if progress is not None:
                     progress((piece.first_picture + len(piece.pictures)) / PICTURES_PER_SECOND, total_s)
@@ -189,3 +182,15 @@ class Avatar:
         """
         identity = self.identity(portrait, prompt)
         return Session(self.models, identity, seed=seed, mode=mode, backlog_s=backlog_s, clock=clock)
+
+
+def _perform(performer: Performer, speech: SpeechSource, limit_s: float | None) -> Iterator[Pictures]:
+    """Feed a performer a whole speech, a second at a time."""
+    try:
+        for block in speech_blocks(speech, PLAYBACK_RATE, limit_s):
+            performer.push(AudioChunk(block, PLAYBACK_RATE))
+            yield from performer.pictures()
+        performer.push(SpeechEnd())
+        yield from performer.pictures()
+    finally:
+        performer.close()

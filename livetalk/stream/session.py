@@ -12,7 +12,6 @@ This module knows nothing of pages, encoders of pictures or sound, or how weight
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from livetalk.hub import Models
 from livetalk.media.packets import Packer
 from livetalk.stream.pace import Clock, SystemClock
 from livetalk.stream.performer import Performer
+from livetalk.stream.track import checked_samples
 from livetalk.stream.turns import CancelScope
 from livetalk.types import (
     PICTURES_PER_LATENT,
@@ -354,17 +354,5 @@ def _length_s(packet: AudioChunk) -> float:
 
 
 def _packet(samples: np.ndarray, rate: int) -> AudioChunk:
-    """A packet that the performer will take.
-
-    Raises:
-        LiveTalkError: not mono float samples, not finite, or no sample rate.
-    """
-    samples = np.asarray(samples)
-    if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating) or rate <= 0 or not math.isfinite(rate):
-        raise LiveTalkError(
-            f"The sound has shape {samples.shape}, type {samples.dtype} and {rate} Hz. Expected mono float samples [n] "
-            "between -1 and 1 with their sample rate."
-        )
-    if not np.isfinite(samples).all():
-        raise LiveTalkError("The sound holds numbers that are not finite. Expected samples between -1 and 1.")
-    return AudioChunk(np.clip(samples.astype(np.float32), -1.0, 1.0), int(rate))
+    """A packet that the performer will take; raises as ``checked_samples`` does."""
+    return AudioChunk(np.clip(checked_samples(samples, rate), -1.0, 1.0), int(rate))

@@ -23,6 +23,9 @@ from livetalk.types import (
     LiveTalkError,
 )
 
+LOWEST_RATE, HIGHEST_RATE = 4_000, 384_000
+"""Sample rates in Hz that packets may have."""
+
 
 class Tape:
     """Samples by absolute position, zeros where nothing was written; grows at its end, forgets at its beginning."""
@@ -183,27 +186,36 @@ class SoundTrack:
         """The samples of a packet that can come next, as float32.
 
         Raises:
-            LiveTalkError: not mono float samples, not finite, or another rate in the middle of a piece of speech.
+            LiveTalkError: see :func:`checked_samples`; or another rate in the middle of a piece of speech.
         """
-        samples = np.asarray(packet.samples)
-        if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
-            raise LiveTalkError(
-                f"A speech packet has shape {samples.shape} and type {samples.dtype}. Expected mono float samples [n] "
-                "between -1 and 1. Mix the channels and divide integers by their range first."
-            )
-        if packet.sample_rate <= 0:
-            raise LiveTalkError(f"A speech packet says {packet.sample_rate} Hz. Expected a positive sample rate.")
-        if not np.isfinite(samples).all():
-            raise LiveTalkError("A speech packet holds numbers that are not finite. Expected samples between -1 and 1.")
         if self.rate not in (None, packet.sample_rate):
             raise LiveTalkError(
                 f"A speech packet came at {packet.sample_rate} Hz in the middle of speech at {self.rate} Hz. "
                 "Expected one rate for a piece of speech. Send SpeechEnd before changing it."
             )
-        return samples.astype(np.float32, copy=False)
+        return checked_samples(packet.samples, packet.sample_rate)
 
     def _write(self, for_model: np.ndarray, for_playback: np.ndarray) -> None:
         self._model.write(self._model_at, np.clip(for_model, -1.0, 1.0))
         self._playback.write(self._playback_at, np.clip(for_playback, -1.0, 1.0))
         self._model_at += len(for_model)
         self._playback_at += len(for_playback)
+
+
+def checked_samples(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Sound as float32 ``[n]``.
+
+    Raises:
+        LiveTalkError: not mono float samples, not finite, or a sample rate that cannot be.
+    """
+    samples = np.asarray(samples)
+    if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
+        raise LiveTalkError(
+            f"The sound has shape {samples.shape} and type {samples.dtype}. Expected mono float samples [n] "
+            "between -1 and 1. Mix the channels and divide integers by their range first."
+        )
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise LiveTalkError(f"The sound says {rate} Hz. Expected a sample rate of {LOWEST_RATE} to {HIGHEST_RATE} Hz.")
+    if not np.isfinite(samples).all():
+        raise LiveTalkError("The sound holds numbers that are not finite. Expected samples between -1 and 1.")
+    return samples.astype(np.float32, copy=False)
