@@ -330,7 +330,8 @@ class Session:
         at_s = self._microphone_at_s
         if at_s is not None and self._clock() - at_s > SILENT_MICROPHONE_S:
             self._microphone_at_s = None
-            self._performer.push(SpeechEnd())
+            if self._clip_stop is None:
+                self._performer.push(SpeechEnd())
 
     def _wait(self) -> None:
         """Until there is something to make or to hand out, or something came in."""
