@@ -7,6 +7,7 @@ much everything around the products costs. Weights are random; pictures, sound a
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -131,9 +132,9 @@ def has_fast_bfloat16() -> bool:
 
 def _contestants() -> dict[str, Callable[[], object]]:
     torch.manual_seed(0)
-    model = CausalDiT(NETWORK).eval().requires_grad_(False)
-    half = CausalDiT(NETWORK).to(torch.bfloat16).eval().requires_grad_(False)
-    half.load_state_dict(model.state_dict())
+    model = CausalDiT(NETWORK)
+    half = copy.deepcopy(model).prepare_for_inference(torch.bfloat16)
+    model.prepare_for_inference(torch.float32)
     return {"yardstick": _yardstick(), "float32": _chunk_after_chunk(model), "bfloat16": _chunk_after_chunk(half)}
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from livetalk.model.kernels import attend, joined, rms_norm, rotate
+from livetalk.model.kernels import attend, rms_norm, rotate
+from livetalk.model.packing import Packable
 from livetalk.model.rotary import rotary_table, time_shift
 from livetalk.types import LiveTalkError
 
@@ -153,7 +153,7 @@ class WideRMSNorm(nn.Module):
         return rms_norm(x, self.weight, EPS)
 
 
-class Attention(nn.Module):
+class Attention(Packable):
     """Projections and norms of self- and cross-attention; names as in the original checkpoint."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -168,7 +168,7 @@ class Attention(nn.Module):
 
     def queries(self, x: Tensor) -> Tensor:
         """Normalised queries, divided by sqrt(d), ``[B, heads, N, d]`` of tokens ``[B, N, D]``."""
-        return self._as_queries(self.q(x))
+        return self._as_queries((self.packed("q") or self.q)(x))
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised keys and values, each ``[B, heads, N, d]``, of tokens ``[B, N, D]``."""
@@ -182,7 +182,7 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def _output(self, attended: Tensor) -> Tensor:
-        return self.o(attended.transpose(1, 2).flatten(2))
+        return (self.packed("o") or self.o)(attended.transpose(1, 2).flatten(2))
 
 
 class SelfAttention(Attention):
@@ -192,16 +192,24 @@ class SelfAttention(Attention):
         """Attend within ``context`` from tokens ``[B, N, D]`` of layer number ``layer``."""
         return self._output(context.attend(layer, *self._projections(x)))
 
+    def pack_groups(self) -> dict[str, tuple[nn.Linear, ...]]:
+        """See ``Packable``: queries, keys and values are one product."""
+        return {"qkv": (self.q, self.k, self.v), "o": (self.o,)}
+
     def _projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values; as one matrix product where no gradient has to find its way back."""
-        if torch.is_grad_enabled():
+        joint = self.packed("qkv")
+        if joint is None:
             return self.queries(x), *self.keys_values(x)
-        q, k, v = F.linear(x, *joined((self.q, self.k, self.v))).chunk(3, dim=-1)
+        q, k, v = joint(x).chunk(3, dim=-1)
         return self._as_queries(q), self._heads(self.norm_k(k)), self._heads(v)
 
 
 class CrossAttention(Attention):
     """Attention over the text rows: no rotation, no mask (spec section 5.2, step 2)."""
+
+    def pack_groups(self) -> dict[str, tuple[nn.Linear, ...]]:
+        """See ``Packable``: keys and values are made once and stay as they are."""
+        return {"q": (self.q,), "o": (self.o,)}
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attend from tokens ``[B, N, D]`` to prepared keys and values ``[B, heads, L, d]``."""

@@ -9,17 +9,13 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 _LOG2_E = math.log2(math.e)
-# gelu_tanh(x) = x sigmoid(x (_GELU_LINEAR + _GELU_CUBIC x^2))
-_GELU_LINEAR = 2 * math.sqrt(2 / math.pi)
-_GELU_CUBIC = 0.044715 * _GELU_LINEAR
 # Row sums of 2^score within this range lost nothing to overflow or underflow.
 _SAFE_SUM = 2.0**100
 # Attention scores held at a time: about what a core's own cache holds in bfloat16.
@@ -96,22 +92,6 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="none" if x.device.type == "cpu" and x.dtype == torch.bfloat16 else "tanh")
 
 
-def feed_forward(x: Tensor, widen: nn.Linear, narrow: nn.Linear) -> Tensor:
-    """``narrow(gelu(widen(x)))`` on the last dimension of ``x``."""
-    if torch.is_grad_enabled() or x.device.type != "cpu":
-        return narrow(gelu(widen(x)))
-    rows = x.flatten(0, -2)
-    hidden = _workspace("hidden", (rows.shape[0], widen.out_features), x)
-    torch.addmm(widen.bias, rows, widen.weight.t(), out=hidden)
-    if x.dtype == torch.bfloat16:
-        torch.ops.aten.gelu_(hidden)
-    else:
-        # The tanh written as a sigmoid, which torch computes twice as fast.
-        gate = torch.mul(hidden, hidden, out=_workspace("gate", tuple(hidden.shape), x))
-        hidden.mul_(gate.mul_(_GELU_CUBIC).add_(_GELU_LINEAR).mul_(hidden).sigmoid_())
-    return narrow(hidden).view(*x.shape[:-1], -1)
-
-
 class _Workspaces(threading.local):
     """Memory of each thread for large intermediate results: fresh memory costs more than the arithmetic on it."""
 
@@ -130,39 +110,6 @@ def _workspace(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         with torch.inference_mode(False):
             memory = _workspaces.memory[key] = torch.empty(size, dtype=like.dtype)
     return memory[:size].view(shape)
-
-
-def joined(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
-    """Weight and bias of several linear layers as one, without a second copy in memory.
-
-    The layers' parameters become neighbouring views of one tensor the first time, and again whenever something has
-    moved them (another device or number format). Names, values and training are not touched by that.
-
-    Args:
-        linears: layers with the same input width, and bias.
-    """
-    joint = [_neighbours([getattr(linear, name) for linear in linears]) for name in ("weight", "bias")]
-    return joint[0], joint[1]
-
-
-def _neighbours(parts: list[nn.Parameter]) -> Tensor:
-    """One tensor over all ``parts`` along their first axis; moves them side by side unless they are."""
-    first, rows = parts[0], 0
-    memory = first.untyped_storage().data_ptr()
-    for part in parts:
-        place = first.storage_offset() + rows * first.stride(0)
-        if part.untyped_storage().data_ptr() != memory or part.storage_offset() != place:
-            break
-        rows += part.shape[0]
-    else:
-        return first.as_strided((rows, *first.shape[1:]), first.stride())
-    if first.is_inference():
-        return torch.cat(parts)
-    with torch.inference_mode(False), torch.no_grad():
-        together = torch.cat(parts)
-        for part, view in zip(parts, together.split([part.shape[0] for part in parts]), strict=True):
-            part.data = view
-    return together
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from livetalk.config import ModelConfig
 from livetalk.model.attention import EPS, AttentionContext, ChunkMask, ClipContext, CrossAttention, SelfAttention
 from livetalk.model.cache import CachePass, KVCache
 from livetalk.model.conditions import AudioVectors, Conditions, TextKeys, image_condition, pack_audio
-from livetalk.model.kernels import feed_forward
+from livetalk.model.kernels import gelu
+from livetalk.model.packing import Packable
 from livetalk.types import PICTURES_PER_LATENT, LiveTalkError
 
 __all__ = ["AudioVectors", "CausalDiT", "ChunkMask", "Conditions", "TextKeys", "image_condition", "pack_audio"]
@@ -39,15 +40,26 @@ class AudioProjection(nn.Module):
         return self.norm_out(self.proj(packed.unflatten(1, (-1, PICTURES_PER_LATENT)).flatten(2)))
 
 
-class FeedForward(nn.Sequential):
-    """Two linear layers with a tanh-GELU between them; names as in the original checkpoint."""
+class FeedForward(Packable):
+    """Two linear layers with a tanh-GELU between them; named 0 and 2 as in the original checkpoint."""
 
-    def __init__(self, width: int, hidden: int, inputs: int | None = None) -> None:
-        super().__init__(nn.Linear(inputs or width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.add_module("0", nn.Linear(inputs, hidden))
+        self.add_module("2", nn.Linear(hidden, outputs))
+
+    def pack_groups(self) -> dict[str, tuple[nn.Linear, ...]]:
+        """See ``Packable``."""
+        return {name: (self.get_submodule(name),) for name in ("0", "2")}  # type: ignore[dict-item]
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens in, tokens out, any number of leading dimensions."""
-        return feed_forward(x, self[0], self[2])
+        widen, narrow = self.packed("0"), self.packed("2")
+        if widen is None or narrow is None:
+            return self.get_submodule("2")(gelu(self.get_submodule("0")(x)))
+        if x.dtype == torch.bfloat16:
+            return narrow(torch.ops.aten.gelu_(widen(x)))
+        return narrow(widen.gelu(x))
 
 
 class DiTBlock(nn.Module):
@@ -60,7 +72,7 @@ class DiTBlock(nn.Module):
         self.self_attn = SelfAttention(width, config.heads)
         self.cross_attn = CrossAttention(width, config.heads)
         self.norm3 = nn.LayerNorm(width, eps=EPS)
-        self.ffn = FeedForward(width, config.ffn_width)
+        self.ffn = FeedForward(width, config.ffn_width, width)
 
     def forward(
         self, x: Tensor, projection: Tensor, text: tuple[Tensor, Tensor], layer: int, context: AttentionContext
@@ -137,7 +149,7 @@ class CausalDiT(nn.Module):
         self.config = config
         width = config.width
         self.patch_embedding = nn.Conv3d(config.in_channels, width, config.patch, stride=config.patch)
-        self.text_embedding = FeedForward(width, width, inputs=config.text_width)
+        self.text_embedding = FeedForward(config.text_width, width, width)
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_width, width), nn.SiLU(), nn.Linear(width, width))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.layers))
@@ -156,6 +168,19 @@ class CausalDiT(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.patch_embedding.weight.device
+
+    def prepare_for_inference(self, dtype: torch.dtype, tokens: int = 192) -> CausalDiT:
+        """Freeze the network in one number format and, on a CPU, lay its weights out for speed.
+
+        Args:
+            dtype: number format of weights and activations.
+            tokens: tokens of one chunk, for which the layout is chosen; any number works.
+        """
+        self.requires_grad_(False).eval().to(dtype)
+        for module in self.modules():
+            if isinstance(module, Packable):
+                module.pack(tokens)
+        return self
 
     def prepare(self, cond: Conditions) -> Conditions:
         """Conditions with text keys/values of all layers and audio vectors computed once.
