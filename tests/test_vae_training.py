@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 from livetalk.config import VaeConfig
 from livetalk.distill.clip_pool import ClipPool, CropSettings, babble, spot_weights
 from livetalk.distill.vae import (
+    VaeRecipe,
     VaeTrainer,
     VaeTraining,
     normalise_latents,
     start_from_components,
+    train_vae,
     training_step,
 )
 from livetalk.model.small_vae import SmallVideoVAE
@@ -140,3 +142,16 @@ def test_babble_is_a_mouth() -> None:
 def test_a_missing_pool_is_explained(tmp_path: Path) -> None:
     with pytest.raises(LiveTalkError, match=r"pictures\.npy"):
         ClipPool.open(tmp_path)
+
+
+def test_the_recipe_runs_through_and_is_not_done_twice(pool: ClipPool, tmp_path: Path) -> None:
+    short = dataclasses.replace(TRAINING, budget_s=0.2)
+    recipe = VaeRecipe(joint=short, decoder=dataclasses.replace(short, freeze_encoder=True))
+    weights = load_file(train_vae(tmp_path, TINY, recipe))
+    frozen = load_file(tmp_path / "encoder.safetensors")
+    assert torch.equal(weights["linear_encoder.weight"], frozen["linear_encoder.weight"])
+    assert not torch.equal(weights["linear_decoder.weight"], frozen["linear_decoder.weight"])
+    first = (tmp_path / "encoder.safetensors").stat().st_mtime_ns
+    again = load_file(train_vae(tmp_path, TINY, recipe))
+    assert (tmp_path / "encoder.safetensors").stat().st_mtime_ns == first
+    assert all(torch.equal(again[name], weights[name]) for name in weights)

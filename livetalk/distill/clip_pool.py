@@ -173,4 +173,3 @@ def babble(rng: np.random.Generator, pictures: int) -> np.ndarray:
         keys[:, [0, 2]] = 0.0
     moments = np.arange(pictures) + 0.5
     return np.stack([np.interp(moments, marks, keys[:, i]) for i in range(3)], axis=1).astype(np.float32)
-

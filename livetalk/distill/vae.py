@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from livetalk.distill.clip_pool import ClipPool, CropSettings
+from livetalk.config import VaeConfig
+from livetalk.distill.clip_pool import ClipPool, CropSettings, draw_pool
 from livetalk.model.small_vae import FOLD_PIXELS, FOLDED_CHANNELS, PATCH_PIXELS, SmallVideoVAE
 from livetalk.types import PICTURES_PER_LATENT
 
@@ -33,6 +34,7 @@ LOGGER = logging.getLogger(__name__)
 
 MOTION_WEIGHT = 12.0
 """Weight of a pixel per unit of its deviation from its mean over the clip; a mouth's pixels reach about 4."""
+
 
 @dataclass(frozen=True)
 class VaeTraining:
@@ -275,6 +277,60 @@ def _replace(path: Path, write: Any) -> None:
     beside = path.with_name(path.name + ".part")
     write(beside)
     beside.replace(path)
+
+
+@dataclass(frozen=True)
+class VaeRecipe:
+    """The whole recipe: how many clips, and how long each stage takes on one core.
+
+    Attributes:
+        joint_s: encoder and decoder together; afterwards the encoder is frozen and the latents normalised.
+        decoder_s: the decoder alone, on longer crops that lie anywhere more often: hair and backgrounds get crisp.
+    """
+
+    clips: int = 1400
+    clip_pictures: int = 17
+    picture_pixels: int = 128
+    first_seed: int = 200_000
+    joint: VaeTraining = field(default_factory=lambda: VaeTraining(budget_s=1620.0))
+    decoder: VaeTraining = field(
+        default_factory=lambda: VaeTraining(
+            budget_s=2400.0,
+            freeze_encoder=True,
+            learning_rate=1.2e-3,
+            latent_noise=0.16,
+            crops=CropSettings(batch=6, pictures=13, face_share=0.5),
+            seed=7,
+        )
+    )
+
+
+def train_vae(folder: Path, config: VaeConfig, recipe: VaeRecipe) -> Path:
+    """All stages one after the other; what ``folder`` already holds is not done again.
+
+    Returns:
+        The weights, ``vae.safetensors`` in ``folder``; those of the frozen encoder are ``encoder.safetensors``.
+    """
+    if not (folder / "pool" / "spots.npy").is_file():
+        seeds = range(recipe.first_seed, recipe.first_seed + recipe.clips)
+        draw_pool(folder / "pool", seeds, recipe.clip_pictures, recipe.picture_pixels)
+    pool = ClipPool.open(folder / "pool")
+    vae = SmallVideoVAE(config)
+    frozen = folder / "encoder.safetensors"
+    if not frozen.is_file():
+        start_from_components(vae, pool, seed=recipe.joint.seed)
+        trainer = VaeTrainer(vae, pool, recipe.joint, folder / "joint")
+        trainer.run()
+        vae.load_state_dict(trainer.averaged())
+        normalise_latents(vae, pool, clips=min(64, len(pool.pictures)))
+        weights = {name: value.contiguous() for name, value in vae.state_dict().items()}
+        _replace(frozen, lambda path: save_file(weights, path))
+    vae.load_state_dict(load_file(frozen))
+    trainer = VaeTrainer(vae, pool, recipe.decoder, folder / "decoder")
+    trainer.run()
+    refined = trainer.averaged()
+    _replace(folder / "vae.safetensors", lambda path: save_file(refined, path))
+    return folder / "vae.safetensors"
 
 
 @torch.no_grad()
