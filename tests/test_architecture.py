@@ -42,6 +42,9 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+MODULES = {module_name(path) for path in SOURCES}
+
+
 def room(module: str) -> str:
     """The room a module belongs to: the first two parts of its dotted name."""
     return ".".join(module.split(".")[:2])
@@ -59,10 +62,10 @@ def imports(tree: ast.AST) -> list[tuple[str, ast.stmt]]:
             found += [(alias.name, node) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            if node.module == "livetalk":
-                found += [(f"livetalk.{alias.name}", node) for alias in node.names]
-            else:
-                found.append((node.module or "", node))
+            source = node.module or ""
+            for alias in node.names:  # a module of a package, or a name of a module
+                inner = f"{source}.{alias.name}"
+                found.append((inner if source == "livetalk" or inner in MODULES else source, node))
     return found
 
 
