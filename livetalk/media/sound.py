@@ -171,7 +171,7 @@ def _soundfile_blocks(source: str | Path | bytes) -> Iterator[tuple[np.ndarray, 
 
 
 def _pyav_blocks(source: str | Path | bytes) -> Iterator[tuple[np.ndarray, int]]:
-    with av.open(_opened(source)) as container:
+    with av.open(_opened(source), "r") as container:
         if not container.streams.audio:
             raise ValueError("it has no sound track")
         resampler = av.AudioResampler(format="flt", layout="mono")
