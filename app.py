@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 
 if importlib.util.find_spec("spaces"):
@@ -23,6 +24,7 @@ def main() -> int:
     Returns:
         Exit status: 2 after a problem that a person can act on, told in one sentence.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that temporary files are cleared away
     try:
         avatar = load(os.environ.get("LIVETALK_PRESET", "mini"), device=os.environ.get("LIVETALK_DEVICE", "auto"))
         build(avatar).launch(**launch_options())

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import sys
 import threading
+import traceback
+import urllib.request
 import uuid
 
 from gradio_client import Client, handle_file
@@ -23,7 +26,7 @@ MOST_PACKETS = 200
 def visit(url: str, portrait: str, speech: str) -> dict:
     client = Client(url, verbose=False)
     seen = {"endpoints": client.view_api(print_info=False, return_format="dict")["named_endpoints"]}
-    seen["errors"] = errors(client, portrait)
+    seen["errors"] = errors(client, portrait) | {"stolen file": stolen(url)}
     seen |= live(client, portrait, load_speech(speech, RATE))
     seen["render"] = client.predict(
         handle_file(portrait), handle_file(speech), "a calm voice 🙂", 3, api_name="/render"
@@ -75,7 +78,6 @@ def errors(client: Client, portrait: str) -> dict[str, str]:
         "long prompt": lambda: client.predict(sid, face, "word " * 20_000, 0, "mirror", api_name="/session"),
         "seed": lambda: client.predict(sid, face, "", -1, "mirror", api_name="/session"),
         "no file": lambda: client.predict("/etc/passwd", "/etc/passwd", "", 0, api_name="/render"),
-        "stolen file": lambda: client.predict(stolen(), stolen(), "", 0, api_name="/render"),
     }
     said = {}
     for name, call in calls.items():
@@ -86,9 +88,26 @@ def errors(client: Client, portrait: str) -> dict[str, str]:
     return said
 
 
-def stolen() -> dict:
-    return {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}, "url": "http://127.0.0.1/x"}
+def stolen(url: str) -> str:
+    """What the server answers to somebody who names one of its own files instead of sending one."""
+    file = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+    request = urllib.request.Request(
+        f"{url}gradio_api/call/render",
+        data=json.dumps({"data": [file, file, "", 0]}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        event = json.load(answer)["event_id"]
+    with urllib.request.urlopen(f"{url}gradio_api/call/render/{event}", timeout=60) as answer:
+        return answer.read().decode()
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(visit(*sys.argv[1:4])) + "\n")
+    try:
+        seen = visit(*sys.argv[1:4])
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # threads of the client may still wait for the server
+    sys.stdout.write(json.dumps(seen) + "\n")
+    sys.stdout.flush()
+    os._exit(0)

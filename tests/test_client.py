@@ -87,7 +87,7 @@ def test_a_rendered_file_is_as_long_as_its_speech(seen):
         ("long prompt", "2,000"),
         ("seed", "whole number"),
         ("no file", "handle_file"),
-        ("stolen file", ""),
+        ("stolen file", "not uploaded"),
     ],
 )
 def test_mistakes_get_a_sentence(seen, mistake, words):

@@ -100,6 +100,12 @@ def joined(parts: list[Pictures]) -> Pictures:
     )
 
 
+def _served(path: Path) -> FileData:
+    """A finished mp4 for Gradio, as plain data: inside a dict it does not look into its own models for files."""
+    file: Any = FileData(path=str(path), orig_name=path.name, mime_type="video/mp4").model_dump()
+    return file
+
+
 def add_api(sessions: LiveSessions, outbox: Outbox, live_limit: int) -> Callable[..., Any]:
     """Registers the endpoints in the current ``gr.Blocks``; returns the render function, which the page uses too."""
     avatar = sessions.avatar
@@ -116,7 +122,7 @@ def add_api(sessions: LiveSessions, outbox: Outbox, live_limit: int) -> Callable
         avatar.render(
             face, words, out=out, prompt=checked_prompt(prompt), seed=checked_seed(seed), limit_s=SPEECH_LIMIT_S
         )
-        return FileData(path=str(out), orig_name=out.name, mime_type="video/mp4")
+        return _served(out)
 
     def session(
         sid: str,
@@ -144,10 +150,12 @@ def add_api(sessions: LiveSessions, outbox: Outbox, live_limit: int) -> Callable
                     "index": index,
                     "start_s": piece.first_picture / PICTURES_PER_SECOND,
                     "duration_s": len(piece.pictures) / PICTURES_PER_SECOND,
-                    "video": FileData(path=str(path), orig_name=path.name, mime_type="video/mp4"),
+                    "video": _served(path),
                     "state": "speaking" if piece.speaking else "idle",
                     "text": "",
                 }
+                path.unlink(missing_ok=True)  # Gradio has made its own copy
+                path.parent.rmdir()
 
     @plain
     def push_audio(sid: str, pcm16_base64: str, rate: int = 16_000) -> Accepted:
