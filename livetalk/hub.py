@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,12 +156,8 @@ def save_models(
 def checkpoint_roots() -> list[Path]:
     """Folders in which a preset's folder is looked for: the environment variable, the clone, the installation."""
     package = Path(__file__).resolve().parent
-    installed = Path("share") / "livetalk" / "checkpoints"
     named = os.environ.get(CHECKPOINTS_VARIABLE)
-    roots = [Path(named)] if named else []
-    schemes = {sysconfig.get_default_scheme(), sysconfig.get_preferred_scheme("user")}
-    data = [Path(sysconfig.get_path("data", scheme)) / installed for scheme in sorted(schemes)]
-    return [*roots, package.parent / "checkpoints", package.parent / installed, *data]
+    return [*([Path(named)] if named else []), package.parent / "checkpoints", package / "_checkpoints"]
 
 
 def find_checkpoint(config: Preset) -> Path | None:

@@ -11,13 +11,11 @@ import platform
 import shutil
 from ctypes.util import find_library
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from livetalk import config, hub
 from livetalk._version import __version__
-from livetalk.types import LiveTalkError
 
 GIB = 1024**3
 
@@ -77,10 +75,7 @@ def _memory() -> Finding:
 def _checkpoints() -> list[Finding]:
     findings = []
     for preset in config.PRESETS.values():
-        try:
-            folder: Path | None = hub.find_checkpoint(preset)
-        except LiveTalkError:
-            folder = None
+        folder = hub.find_checkpoint(preset)
         if folder is None:
             text = "no weights on this machine"
         else:
