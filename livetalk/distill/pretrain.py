@@ -1,0 +1,290 @@
+"""First weights of the generator: causal diffusion forcing on clips with known truth, from nothing.
+
+A training sample looks exactly like a moment of a rollout: the sink chunk and the window of chunks a stream attends
+to, at the positions it has there, block-causal, the clean portrait on frame 0. Every chunk has its own noise level, the
+past included, so the network learns to go on from a past that is not perfect (Chen et al. 2024, "Diffusion Forcing")
+at half the cost of a clean copy of the past. The loss is on the clean latents, weighted by noise level, by how much
+pictures change with a latent channel, and towards mouth and eyes.
+
+This module does not know how clips are made, how optimisation works, or how results look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from livetalk.config import Preset, to_dict
+from livetalk.distill.data import ClipStore, channel_weights
+from livetalk.distill.loop import Loop, LoopConfig
+from livetalk.distill.portraits import POSE_FIELDS
+from livetalk.model.attention import ChunkMask
+from livetalk.model.conditions import Conditions, image_condition, pack_audio
+from livetalk.model.transformer import CausalDiT
+from livetalk.types import PICTURES_PER_LATENT
+
+Network = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """What a batch looks like and what counts in it.
+
+    Attributes:
+        batch: samples a step and rank.
+        start_share: share of samples that are the start of a clip; the others have their last chunk anywhere later.
+        clean_share: chunks at noise level 0: past to go on from, without loss.
+        faint_share: chunks with little noise (below 0.15): a past with flaws.
+        step_share: chunks at one of the noise levels of the rollout; the remaining ones lie anywhere between.
+        same_level_share: samples with one noise level for all chunks.
+        shift: noise levels lie at shift * u / (1 + (shift - 1) * u) for uniform u.
+        audio_dropout: samples without sound, which makes audio guidance possible.
+        text_dropout: samples without caption.
+        mouth_weight: additional weight at the mouth.
+        eye_weight: additional weight at eyes and brows.
+        refresh_every: steps between looks for new shards.
+        dtype: number format to compute in; master weights are always float32.
+    """
+
+    batch: int = 8
+    start_share: float = 0.2
+    clean_share: float = 0.2
+    faint_share: float = 0.1
+    step_share: float = 0.4
+    same_level_share: float = 0.15
+    shift: float = 3.0
+    audio_dropout: float = 0.1
+    text_dropout: float = 0.1
+    mouth_weight: float = 6.0
+    eye_weight: float = 3.0
+    refresh_every: int = 50
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A batch as the network sees it, frames in rollout slots.
+
+    Attributes:
+        latents: clean ``[B, C, F, h, w]``.
+        portraits: ``[B, C, 1, h, w]``.
+        audio: packed rows ``[B, 4F, A]``.
+        text: ``[B, L, W]``.
+        weights: what counts where, mean about 1, ``[B, 1, F, h, w]``; 0 on frame 0.
+    """
+
+    latents: Tensor
+    portraits: Tensor
+    audio: Tensor
+    text: Tensor
+    weights: Tensor
+
+
+class DiffusionForcing:
+    """Draws batches from a store and gives their loss; see the module's docstring.
+
+    Args:
+        store: clips to learn from.
+        preset: window, sinks, noise levels of the rollout.
+        config: see ``PretrainConfig``.
+        channel_weights: ``[C]``, see ``livetalk.distill.data.channel_weights``.
+        network: what to call instead of the model itself (a compiled twin with the same weights).
+    """
+
+    def __init__(
+        self,
+        store: ClipStore,
+        preset: Preset,
+        config: PretrainConfig,
+        channel_weights: Tensor,
+        network: Network | None = None,
+    ) -> None:
+        self.store, self.preset, self.config = store, preset, config
+        self.channel_weights = channel_weights.view(1, -1, 1, 1, 1)
+        self.network = network
+        self.chunk = preset.rollout.chunk_frames
+        self.chunks = preset.rollout.window_frames // self.chunk
+        self._calls = 0
+
+    def __call__(self, model: nn.Module, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Loss of a fresh batch (a ``BatchLoss``)."""
+        self._calls += 1
+        if self._calls % self.config.refresh_every == 0:
+            self.store.refresh()
+        device = next(model.parameters()).device
+        windows = self.windows(draws)
+        levels = self.levels(len(windows.latents), draws)
+        noise = torch.randn(windows.latents.shape, generator=draws)
+        x0 = self.denoise(model if self.network is None else self.network, windows, levels, noise, device)
+        return self.loss(x0, windows, levels, device)
+
+    def windows(self, draws: torch.Generator) -> Windows:
+        """A random batch of clip windows, some of them without sound or caption."""
+        config = self.config
+        chosen = torch.randint(len(self.store), (config.batch,), generator=draws).tolist()
+        clips = self.store.clips(chosen)
+        frames = [self._frames(clip["latents"].shape[1], draws) for clip in clips]
+        pairs = list(zip(clips, frames, strict=True))
+        height, width = clips[0]["latents"].shape[-2:]
+        keep_audio = torch.rand(config.batch, generator=draws) >= config.audio_dropout
+        keep_text = torch.rand(config.batch, generator=draws) >= config.text_dropout
+        audio = torch.stack([frame_rows(self.rows(clip))[kept].flatten(0, 1) for clip, kept in pairs])
+        text = torch.stack([clip["text"].float() for clip in clips])
+        weights = torch.stack([self.spot_weights(clip["spots"], kept, height, width) for clip, kept in pairs])
+        return Windows(
+            latents=torch.stack([clip["latents"][:, kept].float() for clip, kept in pairs]),
+            portraits=torch.stack([clip["latents"][:, :1].float() for clip in clips]),
+            audio=audio * keep_audio.view(-1, 1, 1),
+            text=text * keep_text.view(-1, 1, 1),
+            weights=weights.unsqueeze(1),
+        )
+
+    def rows(self, clip: dict[str, Tensor]) -> Tensor:
+        """Rows of a clip as the network takes them, ``[T, audio_width]``: what is heard, then what is driven."""
+        return driven_rows(clip, self.preset.model.drive_width)
+
+    def _frames(self, total_frames: int, draws: torch.Generator) -> Tensor:
+        """Latent frames of a sample: sink chunk and the chunks before and with the last one."""
+        total = total_frames // self.chunk
+        sinks = self.preset.rollout.sink_frames // self.chunk
+        last = self.chunks - 1
+        if total > self.chunks and float(torch.rand((), generator=draws)) >= self.config.start_share:
+            last = int(torch.randint(self.chunks, total, (), generator=draws))
+        chunks = [*range(sinks), *range(last - (self.chunks - sinks) + 1, last + 1)]
+        return (torch.tensor(chunks)[:, None] * self.chunk + torch.arange(self.chunk)).flatten()
+
+    def levels(self, batch: int, draws: torch.Generator) -> Tensor:
+        """Noise level of every chunk, 0..1, ``[B, chunks]``."""
+        config = self.config
+        shape = (batch, self.chunks)
+        uniform = torch.rand(shape, generator=draws)
+        anywhere = config.shift * uniform / (1 + (config.shift - 1) * uniform)
+        steps = torch.tensor(self.preset.rollout.timesteps) / 1000
+        at_steps = steps[torch.randint(len(steps), shape, generator=draws)]
+        kind = torch.rand(shape, generator=draws)
+        bounds = torch.tensor([config.clean_share, config.faint_share, config.step_share]).cumsum(0)
+        levels = torch.where(kind < bounds[2], at_steps, anywhere)
+        levels = torch.where(kind < bounds[1], 0.15 * uniform, levels)
+        levels = torch.where(kind < bounds[0], torch.zeros(()), levels)
+        same = torch.rand(batch, 1, generator=draws) < config.same_level_share
+        return torch.where(same, anywhere[:, :1].expand(shape), levels)
+
+    def denoise(
+        self, network: Network, windows: Windows, levels: Tensor, noise: Tensor, device: torch.device
+    ) -> Tensor:
+        """Clean latents the network sees in a noisy batch: float32 ``[B, C, F, h, w]`` on ``device``."""
+        sigma = levels.repeat_interleave(self.chunk, dim=1).view(len(levels), 1, -1, 1, 1)
+        noisy = (1 - sigma) * windows.latents + sigma * noise
+        noisy[:, :, :1] = windows.portraits
+        cond = Conditions(
+            image=image_condition(windows.portraits, noisy.shape[2]).to(device),
+            audio=windows.audio.to(device),
+            text=windows.text.to(device),
+        )
+        output = network(
+            noisy.to(device), (1000 * sigma.flatten(1)).to(device), cond, block_mask=ChunkMask(self.chunk)
+        ).float()
+        if self.preset.rollout.prediction == "portrait_residual":
+            return windows.portraits.to(device) + output
+        return noisy.to(device) - sigma.to(device) * output
+
+    def loss(
+        self, x0: Tensor, windows: Windows, levels: Tensor, device: torch.device
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Weighted squared error; figures: plain error, and at high, middle and low noise."""
+        square = (x0 - windows.latents.to(device)).square()
+        noised = (levels > 0).float()
+        strength = (noised / (levels.square() + 0.04)).repeat_interleave(self.chunk, dim=1)
+        counted = strength.view(len(levels), 1, -1, 1, 1) * windows.weights
+        loss = (square * self.channel_weights.to(device) * counted.to(device)).mean()
+        with torch.no_grad():
+            plain = square.mean(dim=(1, 3, 4)).unflatten(1, (-1, self.chunk)).mean(-1).cpu()
+            figures = {"mse": float(plain[levels > 0].mean())}
+            for name, low, high in (("high", 0.85, 1.01), ("middle", 0.4, 0.85), ("low", 0.0, 0.4)):
+                chosen = (levels > low) & (levels <= high)
+                if chosen.any():
+                    figures[f"mse_{name}"] = float(plain[chosen].mean())
+        return loss, figures
+
+    def spot_weights(self, spots: Tensor, frames: Tensor, height: int, width: int) -> Tensor:
+        """Weight of every latent ``[F, h, w]``: more at the mouth and at eyes and brows, 0 on the given frame 0.
+
+        Args:
+            spots: ``[T, 3, 2]``: column and row of mouth, left and right eye in picture sides.
+            frames: latent frames wanted.
+            height, width: of the latents.
+        """
+        at = frame_rows(spots.flatten(1)).mean(1).unflatten(1, (3, 2))[frames]
+        rows = ((torch.arange(height) + 0.5) / height)[None, :, None]
+        columns = ((torch.arange(width) + 0.5) / width)[None, None, :]
+        total = torch.ones(len(frames), height, width)
+        mouth = (self.config.mouth_weight, 0.0, 0.137, 0.106)
+        eye = (self.config.eye_weight, -0.025, 0.08, 0.08)
+        for spot, (gain, lift, wide, high) in enumerate((mouth, eye, eye)):
+            across = (columns - at[:, spot, 0].view(-1, 1, 1)) / wide
+            down = (rows - at[:, spot, 1].view(-1, 1, 1) - lift) / high
+            total += gain * torch.exp(-0.5 * (across.square() + down.square()))
+        total /= total.mean(dim=(1, 2), keepdim=True)
+        return total * (frames > 0).view(-1, 1, 1)
+
+
+def driven_rows(clip: dict[str, Tensor], drive_width: int) -> Tensor:
+    """Audio features of a stored clip and the true lids, float32 ``[T, A + drive_width]``."""
+    heard = clip["audio"].float()
+    lids = clip["poses"][:, POSE_FIELDS.index("blink")].float()
+    return torch.cat((heard, lids[:, None]), dim=1) if drive_width else heard
+
+
+def frame_rows(rows: Tensor) -> Tensor:
+    """Rows per picture ``[4F - 3, A]`` grouped by latent frame ``[F, 4, A]``, packed as the network packs them."""
+    return pack_audio(rows[None])[0].unflatten(0, (-1, PICTURES_PER_LATENT))
+
+
+def initialise(model: CausalDiT) -> CausalDiT:
+    """Values a training from nothing starts with: the picture stands still, words are as loud as everything else."""
+    with torch.no_grad():
+        model.head.head.weight.zero_()
+        model.head.head.bias.zero_()
+        # words are unit vectors, so that the usual values would leave them unheard beside the bias
+        nn.init.normal_(model.get_parameter("text_embedding.0.weight"))
+    return model
+
+
+def pretrain(
+    preset: Preset,
+    clips: Path,
+    folder: Path,
+    vae: nn.Module,
+    loop: LoopConfig,
+    config: PretrainConfig | None = None,
+    on_checkpoint: Callable[[Loop], None] | None = None,
+    stop_after: int | None = None,
+) -> Loop:
+    """Train a generator from nothing, or go on with the run in ``folder``. Call it once in every rank.
+
+    Args:
+        preset: the model to train and how it will be rolled out.
+        clips: folder of shards, see ``livetalk.distill.data``.
+        folder: for checkpoint and log.
+        vae: the frozen VAE the shards were made with; tells how much each latent channel counts.
+        loop: length, rates.
+        config: what a batch looks like.
+        on_checkpoint, stop_after: see ``Loop.run``.
+
+    Returns:
+        The finished loop; its moving average is the result.
+    """
+    config = config or PretrainConfig()
+    store = ClipStore(clips)
+    some = torch.stack([clip["latents"][:, :7] for clip in store.clips(range(min(len(store), 4)))]).float()
+    forcing = DiffusionForcing(store, preset, config, channel_weights(vae, some))
+    torch.manual_seed(loop.seed)
+    model = initialise(CausalDiT(preset.model)).to(getattr(torch, config.dtype))
+    describe = {"stage": "pretrain", "preset": to_dict(preset), "pretrain": to_dict(config), "clips": len(store)}
+    run = Loop(model, forcing, loop, folder, describe)
+    run.run(on_checkpoint, stop_after)
+    return run
