@@ -34,11 +34,7 @@ PLACES = 2
 _POSTER_SIDE = 512
 _EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 _KEEP_FILES_S = 1800
-_ENSURE_LIVE = """async (speech) => {
-  const sid = await window.livetalk.ensureLive();
-  window.livetalk.playing();
-  return [speech, sid];
-}"""
+_ENSURE_LIVE = "async (speech) => [speech, await window.livetalk.play()]"
 
 
 def build(avatar: Avatar, examples: Path = _EXAMPLES, places: int = PLACES) -> gr.Blocks:
@@ -229,6 +225,10 @@ def play_speech(sessions: LiveSessions, speeches: dict[str, Path]) -> Callable[[
 
     @plain
     def play(speech: Any, sid: Any) -> None:
+        if not sid:
+            raise LiveTalkError(
+                "The stage is not on, so nothing can be played. Press Start on it and try again."
+            )
         session = sessions.get(sid)
         session.play(load_speech(chosen(speech, speeches, "speech"), PLAYBACK_RATE, SPEECH_LIMIT_S), PLAYBACK_RATE)
 

@@ -223,6 +223,7 @@ class Player {
       return;
     }
     if (!this.decoder) this.openDecoder(header.codec);
+    if (this.decoder.state === 'closed') return;
     parts.forEach((part, j) => {
       this.decoder.decode(new EncodedVideoChunk({
         type: part.key ? 'key' : 'delta', timestamp: (header.first + j) * 62500, data: part.data,
@@ -259,16 +260,25 @@ class Player {
     if (!this.running || replaced) { frame.close(); return; }
     if (old) old.frame.close();
     this.frames.set(index, { frame, generation });
+    const now = document.hidden && this.due(this.heardTime()); // nothing is drawn in a hidden tab
+    if (now) this.forget(now.index);
+  }
+
+  // The picture whose sound is heard now, as {index, segment}; null before, between and after segments.
+  due(heard) {
+    while (this.segments.length > 1 && this.segments[1].at <= heard) this.segments.shift();
+    const segment = this.segments[0];
+    if (!segment) return null;
+    const position = (heard - segment.at) * 16;
+    if (position < 0 || position >= segment.pictures) return null;
+    return { index: segment.first + Math.floor(position), segment };
   }
 
   draw() {
-    if (!this.segments.length) return;
     const heard = this.heardTime();
-    while (this.segments.length > 1 && this.segments[1].at <= heard) this.segments.shift();
-    const segment = this.segments[0];
-    const position = (heard - segment.at) * 16;
-    if (position < 0 || position >= segment.pictures) return;
-    const index = segment.first + Math.floor(position);
+    const now = this.due(heard);
+    if (!now) return;
+    const { index, segment } = now;
     const held = this.frames.get(index);
     if (index === this.shown || !held) return;
     this.paint(held.frame);
@@ -278,10 +288,15 @@ class Player {
     this.shown = index;
     keep(this.log.drawn, { index, generation: held.generation, heard, offsetMs: 1000 * (heard - segment.at - (index - segment.first) / 16) });
     keep(this.log.offsets, 1000 * (heard - segment.at - (index - segment.first) / 16));
-    this.frames.forEach(({ frame }, other) => {
-      if (other <= index) { frame.close(); this.frames.delete(other); }
-    });
+    this.forget(index + 1);
     this.changed('drawn', { index, state: segment.state });
+  }
+
+  // Closes the pictures before `index`: a decoder stops when too many of its frames are held.
+  forget(index) {
+    this.frames.forEach(({ frame }, other) => {
+      if (other < index) { frame.close(); this.frames.delete(other); }
+    });
   }
 
   // The picture fills the canvas, which has the resolution of the screen: the browser enlarges it smoothly.

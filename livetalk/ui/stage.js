@@ -15,6 +15,7 @@ const firsts = []; // how long the visitor waited for the first picture, each ti
 let mood = 'off';
 let codec = 'jpeg';
 let headphones = false;
+let notice = null; // what the server last had to say about its speed
 bestCodec().then((best) => { codec = best; });
 
 const microphone = new Microphone(
@@ -75,15 +76,18 @@ function playerChanged(kind, detail) {
   } else if (kind === 'late') {
     setMood('late');
   } else if (kind === 'error') {
-    codec = 'jpeg';
-    say('This browser could not decode the pictures. Press Stop and Start: the stage then uses simpler ones.');
+    codec = 'jpeg'; // this browser promised H.264 and failed: begin again with simpler pictures
+    stop().then(() => ensureLive()).catch(() => {});
   } else if (kind === 'fragment') {
     const heardS = performance.now() / 1000 + detail.at - player.heardTime();
     const sound = Float32Array.from(detail.pcm, (x) => x / 32768);
     delays.add(delays.played, heardS, sound, detail.header.rate);
     const { facts } = detail.header;
     if (facts.real_time_factor) find('.lt-speed').textContent = `${facts.real_time_factor.toFixed(1)} × live`;
-    if (facts.notice) say(facts.notice);
+    if (facts.notice !== notice) {
+      if (facts.notice || message.textContent === notice) say(facts.notice);
+      notice = facts.notice;
+    }
   }
 }
 
@@ -197,6 +201,7 @@ setInterval(() => {
     const delay = delays.measure();
     if (delay) find('.lt-delay').textContent = `${delay.toFixed(1)} s`;
   }
+  if (player.end !== null && player.context.currentTime > player.end + 1) setMood('late');
   const recent = player.log.offsets.slice(-32).sort((a, b) => a - b);
   if (recent.length) find('.lt-offset').textContent = `${Math.round(recent[recent.length >> 1])} ms`;
 }, 2000);
@@ -204,7 +209,15 @@ setInterval(() => {
 // For tests, benchmarks and curious people: everything the player counted.
 window.livetalk = {
   ensureLive,
-  playing() { asked = { what: 'play', at: performance.now() }; closeMicrophone(); },
+  // For the button beside the stage: the sid of a session that is on, or null.
+  async play() {
+    const name = await ensureLive().catch(() => null);
+    if (name) {
+      asked = { what: 'play', at: performance.now() };
+      closeMicrophone();
+    }
+    return name;
+  },
   stop,
   player,
   microphone,
