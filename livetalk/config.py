@@ -25,6 +25,8 @@ class ModelConfig:
         audio_width: features per picture row before the four rows of a latent frame are packed.
         audio_layers: first and last layer (inclusive) that adds audio; None = 2 .. layers // 2 as published.
         rotary_split: channels of a head for (time, rows, columns); None = the published d - 2(d//3), d//3, d//3.
+        drive_width: last columns of the audio rows that are not heard but drawn from the stream's seed; 1 = how far
+            the lids are shut (``model.drive``).
     """
 
     width: int
@@ -41,11 +43,17 @@ class ModelConfig:
     audio_bottleneck: int = 32
     audio_layers: tuple[int, int] | None = None
     rotary_split: tuple[int, int, int] | None = None
+    drive_width: int = 0
 
     @property
     def head_width(self) -> int:
         """Channels of one attention head."""
         return self.width // self.heads
+
+    @property
+    def heard_width(self) -> int:
+        """Columns of an audio row that come from the audio encoder."""
+        return self.audio_width - self.drive_width
 
     @property
     def rotary(self) -> tuple[int, int, int]:
@@ -183,7 +191,8 @@ MINI = Preset(
         text_width=64,
         text_tokens=8,
         freq_width=64,
-        audio_width=32,
+        audio_width=33,
+        drive_width=1,
         audio_bottleneck=64,
         audio_layers=(1, 5),
         rotary_split=(24, 20, 20),

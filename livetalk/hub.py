@@ -339,7 +339,7 @@ def _build(config: Preset) -> dict[str, nn.Module]:
     return {
         "transformer": CausalDiT(config.model),
         "vae": build_vae(config.vae),
-        "audio": build_audio_encoder(config.audio, config.model.audio_width),
+        "audio": build_audio_encoder(config.audio, config.model.heard_width),
     }
 
 
@@ -350,7 +350,7 @@ def _assemble(
     number_format = _dtype(dtype, device)
     return Models(
         preset=config,
-        transformer=parts["transformer"].to(device=device, dtype=number_format).eval().requires_grad_(False),
+        transformer=parts["transformer"].to(device=device).prepare_for_inference(number_format),
         vae=parts["vae"].to(device).prepare_for_inference(number_format),
         audio=parts["audio"].to(device=device, dtype=torch.float32).eval().requires_grad_(False),
         text=text,

@@ -256,7 +256,7 @@ def test_published_files_are_read_as_they_are(published: tuple[Preset, Path]) ->
     _, weights = parity.load("dit_weights")
     assert set(models.transformer.state_dict()) == set(weights)
     assert models.preset.model.layers == len({n.split(".")[1] for n in weights if n.startswith("blocks.")})
-    assert models.audio.feature_width == models.preset.model.audio_width
+    assert models.audio.feature_width == models.preset.model.heard_width
     identity = models.identity(torch.zeros(3, 16, 16), "happy")
     assert identity.portrait_latent.shape == (1, 16, 1, 2, 2)
     assert (

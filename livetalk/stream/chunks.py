@@ -26,6 +26,7 @@ from torch import Tensor
 from livetalk.hub import Models
 from livetalk.model.cache import RestorePoint
 from livetalk.model.conditions import Conditions, image_condition, pack_audio
+from livetalk.model.drive import lids
 from livetalk.rollout import chunk_noise, commit_chunk, denoise_chunk, new_cache
 from livetalk.stream.pace import StageTimes
 from livetalk.types import Identity, picture_span
@@ -97,7 +98,7 @@ class ChunkMaker:
             rows: audio feature rows ``[1, T, A]`` of its pictures.
         """
         self._commit_newest()
-        cond = self._conditions(index, rows)
+        cond = self._conditions(index, self._driven(index, rows))
         point = self._cache.restore_point()
         with self._times.stage("denoise"):
             noise = chunk_noise(self._seed, index, self._shape, len(self._settings.timesteps))
@@ -132,6 +133,14 @@ class ChunkMaker:
             return
         with self._times.stage("commit"):
             commit_chunk(self._models.transformer, self._cache, take.latents, take.cond)
+
+    def _driven(self, index: int, rows: Tensor) -> Tensor:
+        """Rows with what is not heard but drawn from the seed, where the network was trained with it."""
+        if not self._models.transformer.config.drive_width:
+            return rows
+        first, stop = picture_span(index * self._frames, self._frames)
+        shut = torch.from_numpy(lids(self._seed, first, stop - first)).to(rows)
+        return torch.cat((rows, shut[None, :, None].expand(len(rows), -1, -1)), dim=2)
 
     def _conditions(self, index: int, rows: Tensor) -> Conditions:
         packed = pack_audio(rows) if index == 0 else rows
