@@ -29,7 +29,7 @@ FLAGS = [
     "--use-fake-ui-for-media-stream",
     "--use-fake-device-for-media-stream",
 ]
-SPEECH = sorted((Path(__file__).parents[1] / "examples" / "speech").glob("*.wav"))
+SPEECH = sorted((Path(__file__).parents[1] / "examples" / "speech").glob("*.ogg"))
 
 pytestmark = pytest.mark.skipif(not shutil.which(CHROMIUM), reason="needs the Debian package chromium")
 
@@ -142,7 +142,7 @@ def check_complete(page) -> None:
             assert after["first"] == before["first"] + before["pictures"]
         assert after["generation"] >= before["generation"]
     drawn = [(entry["generation"], entry["index"]) for entry in logged["drawn"]]
-    assert drawn == sorted(set(drawn)) and len({index for _, index in drawn}) == len(drawn)
+    assert drawn == sorted(set(drawn))
 
 
 def test_a_long_clip_plays_live_in_order_and_without_loss(page_url, open_page, tmp_path):
@@ -156,7 +156,7 @@ def test_a_long_clip_plays_live_in_order_and_without_loss(page_url, open_page, t
     assert page.evaluate("livetalk.codec") == "h264"
     counted, logged = counters(page), logs(page)
     spoken_pictures = sum(entry["pictures"] for entry in logged["fragments"] if entry["state"] == "speaking")
-    assert 30 * 16 <= spoken_pictures <= 32 * 16
+    assert 30 * 16 <= spoken_pictures <= 33 * 16
     assert counted["received"] - counted["decoded"] < 40  # what is still in the decoder when we look
     assert abs(np.median(logged["offsets"])) <= 60
 
@@ -233,13 +233,14 @@ def test_what_is_seen_is_what_is_heard(flash_url, open_page, tmp_path, codec):
     page.wait_for_function("window.heard.length >= 5", timeout=60_000)
     page.wait_for_function("livetalk.mood === 'idle'", timeout=60_000)
     check_complete(page)
-    heard, seen = page.evaluate("window.heard"), page.evaluate("window.seen")
+    heard, seen, drawn = page.evaluate(
+        "[window.heard, window.seen, livetalk.player.log.drawn.slice(-window.seen.length)]"
+    )
     flashes = [after["heard"] for before, after in itertools.pairwise(seen) if after["white"] > before["white"]]
     offsets = [1000 * min((flash - beep for flash in flashes), key=abs) for beep in heard]
     assert len(flashes) == len(heard) == 5
     assert abs(np.median(offsets)) <= 60, offsets
-    drawn = [entry["index"] % 64 for entry in logs(page)["drawn"]][-len(seen) :]
-    assert [entry["number"] for entry in seen] == drawn
+    assert [entry["number"] for entry in seen] == [entry["index"] % 64 for entry in drawn]
 
     generation = page.evaluate("livetalk.player.generation")
     play_file(page, clip)

@@ -73,6 +73,7 @@ def launch_options() -> dict[str, Any]:
         "show_error": True,
         "max_file_size": UPLOAD_LIMIT,
         "footer_links": ["api", "gradio", "settings"],
+        "_frontend": False,  # no visit to itself: it gives up after 3 s, which a busy machine may need
     }
 
 
