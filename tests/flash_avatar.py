@@ -88,4 +88,6 @@ class FlashAvatar:
 def beeps(seconds: float, every_s: float = 1.0, rate: int = MODEL_RATE) -> np.ndarray:
     """Silence with a 1 kHz beep of 0.25 s (four pictures) every ``every_s``, beginning on a picture's border."""
     t = np.arange(int(seconds * rate)) / rate
-    return np.where(t % every_s < 0.25, 0.5 * np.sin(2 * np.pi * 1000 * t), 0.0).astype(np.float32)
+    into = t % every_s
+    loudness = 0.5 * np.clip(np.minimum(into, 0.25 - into) / 0.005, 0.0, 1.0)  # soft edges do not ring when resampled
+    return (loudness * np.sin(2 * np.pi * 1000 * t)).astype(np.float32)
