@@ -69,7 +69,7 @@ function playerChanged(kind, detail) {
     setMood(speaking ? 'speaking' : microphone.isOpen ? 'listening' : 'idle');
     if (asked && (asked.what === 'start' || speaking)) {
       const ms = performance.now() - asked.at;
-      find('.lt-first').textContent = `${Math.round(ms)} ms`;
+      find('.lt-first').textContent = ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`;
       firsts.push({ what: asked.what, ms });
       asked = null;
     }
