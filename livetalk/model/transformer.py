@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +51,7 @@ class FeedForward(Packable):
 
     def pack_groups(self) -> dict[str, tuple[nn.Linear, ...]]:
         """See ``Packable``."""
-        return {name: (self.get_submodule(name),) for name in ("0", "2")}  # type: ignore[dict-item]
+        return {name: (cast("nn.Linear", self.get_submodule(name)),) for name in ("0", "2")}
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens in, tokens out, any number of leading dimensions."""
@@ -189,11 +190,14 @@ class CausalDiT(nn.Module):
         """
         return dataclasses.replace(cond, audio=self._audio_vectors(cond), text=self._text_keys(cond.text))
 
+    def _block(self, layer: int) -> DiTBlock:
+        return cast("DiTBlock", self.blocks[layer])
+
     def _text_keys(self, text: Tensor | TextKeys) -> TextKeys:
         if isinstance(text, TextKeys):
             return text
         embedded = self.text_embedding(text.to(self.device, self.dtype))
-        pairs = [block.cross_attn.keys_values(embedded) for block in self.blocks]
+        pairs = [self._block(layer).cross_attn.keys_values(embedded) for layer in range(self.config.layers)]
         return TextKeys(tuple(k.contiguous() for k, _ in pairs), tuple(v.contiguous() for _, v in pairs))
 
     def _audio_vectors(self, cond: Conditions) -> AudioVectors:
@@ -261,7 +265,7 @@ class CausalDiT(nn.Module):
             for layer, block in enumerate(self.blocks):
                 tokens = self._hear(tokens, layer, cond)
                 if layer == last:
-                    block.write_keys(tokens, projection, layer, context)
+                    self._block(layer).write_keys(tokens, projection, layer, context)
                 else:
                     tokens = block(tokens, projection, _text_of(cond, layer), layer, context)
             cache.advance(latents.shape[2])
@@ -271,8 +275,8 @@ class CausalDiT(nn.Module):
         hearing = self.config.audio_layer_range
         if layer not in hearing:
             return tokens
-        vectors = cond.audio.vectors[layer - hearing.start]  # type: ignore[union-attr]
-        return add(tokens, vectors.unsqueeze(2))
+        assert isinstance(cond.audio, AudioVectors)
+        return add(tokens, cond.audio.vectors[layer - hearing.start].unsqueeze(2))
 
     def _enter(self, x: Tensor, t: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens ``[B, F, P, D]``, time embedding ``[B, F, D]`` and its projection ``[B, F, 6, D]``.
@@ -324,7 +328,8 @@ class CausalDiT(nn.Module):
 
 def _text_of(cond: Conditions, layer: int) -> tuple[Tensor, Tensor]:
     """Text keys and values of one layer of prepared conditions."""
-    return cond.text.keys[layer], cond.text.values[layer]  # type: ignore[union-attr]
+    assert isinstance(cond.text, TextKeys)
+    return cond.text.keys[layer], cond.text.values[layer]
 
 
 def check_config(config: ModelConfig) -> None:
