@@ -37,8 +37,24 @@ def test_a_session_lives_under_its_name_and_is_forgotten(sessions):
         sessions.stop(sid)
         assert session.state == "stopped"
     assert len(sessions) == 0
-    with pytest.raises(LiveTalkError, match="No session"):
-        sessions.push(sid, pcm(160), 16_000)
+    sessions.stop(sid)
+    for call in (lambda: sessions.push(sid, pcm(160), 16_000), lambda: sessions.stop(uuid.uuid4().hex)):
+        with pytest.raises(LiveTalkError, match="No session"):
+            call()
+
+
+def test_a_packet_may_overtake_the_call_that_opens_its_session(sessions):
+    sid = uuid.uuid4().hex
+
+    async def early() -> bool:
+        waiting = asyncio.create_task(sessions.begun(sid, 30.0))
+        await asyncio.sleep(0.1)
+        with sessions.opened(sid, "face.png", "", 0):
+            await waiting
+            return sid in sessions._sessions
+
+    assert asyncio.run(early())
+    asyncio.run(sessions.begun(uuid.uuid4().hex, 0.01))
 
 
 def test_who_waits_learns_the_place_in_line(sessions):

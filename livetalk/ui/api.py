@@ -20,10 +20,11 @@ from livetalk.media.clips import write_clip
 from livetalk.stream.session import Session
 from livetalk.types import PICTURES_PER_SECOND, Pictures
 from livetalk.ui.live import SPEECH_LIMIT_S, LiveSessions, check_mode, check_sid
-from livetalk.ui.plain import checked_prompt, checked_seed, plain, plain_stream, uploaded
+from livetalk.ui.plain import checked_prompt, checked_seed, plain, plain_async, plain_stream, uploaded
 
 PIECE_PICTURES = 12
 BACKLOG_S = 30.0
+BEGIN_S = 5.0
 _KEPT_S = 600.0
 
 
@@ -157,18 +158,20 @@ def add_api(sessions: LiveSessions, outbox: Outbox, live_limit: int) -> Callable
                 path.unlink(missing_ok=True)  # Gradio has made its own copy
                 path.parent.rmdir()
 
-    @plain
-    def push_audio(sid: str, pcm16_base64: str, rate: int = 16_000) -> Accepted:
+    @plain_async
+    async def push_audio(sid: str, pcm16_base64: str, rate: int = 16_000) -> Accepted:
         """Speech for a live session: base64 of little-endian mono PCM16 at ``rate`` Hz (8000 to 96000), up to 10 s.
 
-        Packets of 0.1 to 1 s are best. Answers at once with the number of samples accepted and what the face does.
+        Packets of 0.1 to 1 s are best; up to 30 s may wait to be said. Answers at once with the number of samples
+        accepted and what the face does. Waits up to 5 s for a session that is about to begin.
         """
+        await sessions.begun(sid, BEGIN_S)
         answer = sessions.push(sid, pcm16_base64, rate)
         return Accepted(accepted_samples=answer["accepted_samples"], state=answer["state"])
 
     @plain
     def stop(sid: str) -> Stopped:
-        """Ends a live session: its /session stream finishes with the piece at hand."""
+        """Ends a live session: its /session stream finishes with the piece at hand. Stopping twice does no harm."""
         sessions.stop(sid)
         return Stopped(sid=sid, stopped=True)
 

@@ -6,11 +6,13 @@ module knows neither Gradio nor the page.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,7 @@ RATES_HZ = 8_000, 96_000
 MODES = "mirror", "conversation"
 _SID = re.compile(r"[A-Za-z0-9_-]{16,128}")
 _FORGOTTEN_AFTER_S = 5.0
+_REMEMBERED = 256
 
 
 class LiveSessions:
@@ -43,6 +46,7 @@ class LiveSessions:
         self.avatar, self.places, self.limit_s = avatar, places, limit_s
         self._sessions: dict[str, Session] = {}
         self._waiting: dict[str, float] = {}
+        self._ended: deque[str] = deque(maxlen=_REMEMBERED)
         self._lock = threading.Lock()
 
     @contextmanager
@@ -68,6 +72,7 @@ class LiveSessions:
         finally:
             with self._lock:
                 self._sessions.pop(sid, None)
+                self._ended.append(sid)
             session.stop()
 
     def get(self, sid: str) -> Session:
@@ -96,12 +101,20 @@ class LiveSessions:
         return {"accepted_samples": len(samples), "state": session.state}
 
     def stop(self, sid: str) -> None:
-        """Ends the session of that name.
+        """Ends the session of that name; one that has just ended may be stopped again.
 
         Raises:
-            LiveTalkError: there is none.
+            LiveTalkError: there is none, and was none lately.
         """
+        if check_sid(sid) in self._ended:
+            return
         self.get(sid).stop()
+
+    async def begun(self, sid: str, wait_s: float) -> None:
+        """Waits until that session is on, ``wait_s`` at most: packets may overtake the call that opens it."""
+        end = time.monotonic() + wait_s
+        while check_sid(sid) not in self._sessions and sid not in self._ended and time.monotonic() < end:
+            await asyncio.sleep(0.05)
 
     def place(self, sid: str) -> int:
         """Place in line of a visitor who waits (1 = next), 0 for one who is on or about to be; asked every second."""

@@ -227,9 +227,7 @@ def play_speech(sessions: LiveSessions, speeches: dict[str, Path]) -> Callable[[
     @plain
     def play(speech: Any, sid: Any) -> None:
         if not sid:
-            raise LiveTalkError(
-                "The stage is not on, so nothing can be played. Press Start on it and try again."
-            )
+            raise LiveTalkError("The stage is not on, so nothing can be played. Press Start on it and try again.")
         session = sessions.get(sid)
         session.play(load_speech(chosen(speech, speeches, "speech"), PLAYBACK_RATE, SPEECH_LIMIT_S), PLAYBACK_RATE)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -39,6 +39,21 @@ def plain(function: Callable[ParamsT, ReturnT]) -> Callable[ParamsT, ReturnT]:
     def wrapper(*args: ParamsT.args, **kwargs: ParamsT.kwargs) -> ReturnT:
         try:
             return function(*args, **kwargs)
+        except gr.Error:
+            raise
+        except Exception as error:
+            raise gr.Error(sentence(error), print_exception=False) from error
+
+    return wrapper
+
+
+def plain_async(function: Callable[ParamsT, Awaitable[ReturnT]]) -> Callable[ParamsT, Awaitable[ReturnT]]:
+    """The same for a coroutine function."""
+
+    @functools.wraps(function)
+    async def wrapper(*args: ParamsT.args, **kwargs: ParamsT.kwargs) -> ReturnT:
+        try:
+            return await function(*args, **kwargs)
         except gr.Error:
             raise
         except Exception as error:
