@@ -190,7 +190,7 @@ class Loop:
         state = self.state
         draws = torch.Generator().manual_seed(_seed(self.config.seed, state.step, self.rank))
         loss, figures = self.batch_loss(self.model, draws)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         gradient = torch.cat([_gradient(p) for p in _trained(self.model)])
         self.model.zero_grad(set_to_none=True)
         if self.ranks > 1:
@@ -250,8 +250,8 @@ def optimise(
     if split:
         share = rate / config.learning_rate
         muon_step(state.weights[:split], state.first_moment[:split], gradient[:split], share, config, matrices)
-    vectors = (state.weights, state.first_moment, state.second_moment, gradient)
-    adamw_step(*(vector[split:] for vector in vectors), rate, state.step, config)
+    moments = state.first_moment[split:], state.second_moment[split:]
+    adamw_step(state.weights[split:], *moments, gradient[split:], rate, state.step, config)
 
 
 def adamw_step(
