@@ -119,7 +119,7 @@ def _play_whole(page: Any, clip: Path) -> dict[str, Any]:
     page.wait_for_selector("#lt-speech .lt-upload[aria-checked=true]:not(.lt-busy)")
     page.click("#lt-play")
     page.wait_for_function("livetalk.mood === 'speaking'")
-    page.wait_for_function("livetalk.mood === 'idle'")
+    page.wait_for_function("livetalk.quietS > 3 && livetalk.mood === 'idle'")
     counters = page.evaluate("livetalk.player.counters")
     offsets = page.evaluate("livetalk.player.log.offsets")
     page.evaluate("livetalk.stop()")

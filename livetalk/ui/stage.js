@@ -8,6 +8,7 @@ const stage = find('.lt-stage');
 const message = find('.lt-message');
 const player = new Player(find('.lt-canvas'), playerChanged);
 const delays = new DelayMeter();
+const PAUSE_MS = 800; // a shorter pause is part of speaking
 let sid = null; // secret name of the session that is on
 let live = null; // {resolve, reject} of the promise that start() returned, until the first fragment
 let asked = null; // {what, at}: what the visitor waits for, to measure the first picture
@@ -15,6 +16,7 @@ const firsts = []; // how long the visitor waited for the first picture, each ti
 let mood = 'off';
 let codec = 'jpeg';
 let headphones = false;
+let spokeAt = -Infinity;
 let notice = null; // what the server last had to say about its speed
 bestCodec().then((best) => { codec = best; });
 
@@ -64,10 +66,11 @@ function badge() {
 function playerChanged(kind, detail) {
   if (kind === 'drawn') {
     find('.lt-canvas').classList.add('lt-drawn');
-    const speaking = detail.state === 'speaking';
+    if (detail.state === 'speaking') spokeAt = performance.now();
+    const speaking = performance.now() - spokeAt < PAUSE_MS;
     stage.dataset.speech = speaking ? 'on' : 'off';
     setMood(speaking ? 'speaking' : microphone.isOpen ? 'listening' : 'idle');
-    if (asked && (asked.what === 'start' || speaking)) {
+    if (asked && (asked.what === 'start' || detail.state === 'speaking')) {
       const ms = performance.now() - asked.at;
       find('.lt-first').textContent = ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`;
       firsts.push({ what: asked.what, ms });
@@ -226,5 +229,6 @@ window.livetalk = {
   get sid() { return sid; },
   get mood() { return mood; },
   get codec() { return codec; },
+  get quietS() { return (performance.now() - spokeAt) / 1000; },
 };
 if (props.poster) find('.lt-poster').src = props.poster;
