@@ -125,6 +125,9 @@ def test_errors_become_sentences(caplog):
 
     with pytest.raises(gr.Error, match="Too long"):
         plain(breaks)(LiveTalkError("Too long. Expected less."))
+    upload = "/tmp/gradio/" + "0af9" * 16 + "/me.png"
+    with pytest.raises(gr.Error, match=r"portrait me\.png is"):
+        plain(breaks)(LiveTalkError(f"The portrait {upload} is empty."))
     with pytest.raises(gr.Error, match="went wrong") as caught:
         plain(breaks)(RuntimeError("secret detail"))
     assert "secret" not in caught.value.message and "secret detail" in caplog.text

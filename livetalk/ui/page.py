@@ -210,12 +210,14 @@ def live_events(sessions: LiveSessions, faces: dict[str, Path]) -> Callable[...,
 def look_at(sessions: LiveSessions, faces: dict[str, Path]) -> Callable[[Any], dict[str, Any]]:
     """Shows the portrait that was just chosen, with what is to be said about it."""
 
-    @plain
     def look(face: Any) -> dict[str, Any]:
         preset = sessions.avatar.preset
-        portrait = load_portrait(chosen(face, faces, "face"), preset.height, preset.width)
-        large = isinstance(face, dict) and face.get("name") in faces
-        picture = poster(faces[face["name"]]) if large else _data_uri(Image.fromarray(portrait.pixels()))
+        try:
+            portrait = load_portrait(chosen(face, faces, "face"), preset.height, preset.width)
+        except Exception as error:
+            return {"poster": None, "notice": sentence(error)}
+        ours = isinstance(face, dict) and face.get("name") in faces
+        picture = poster(faces[face["name"]]) if ours else _data_uri(Image.fromarray(portrait.pixels()))
         return {"poster": picture, "notice": portrait.notice if preset.portraits == "illustrated" else None}
 
     return look

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -21,13 +22,14 @@ SEED_LIMIT = 2**31 - 1
 
 ParamsT = ParamSpec("ParamsT")
 ReturnT = TypeVar("ReturnT")
+_UPLOADED = re.compile(r"[^\s'\"]*[/\\][0-9a-f]{64}[/\\]")
 _log = logging.getLogger(__name__)
 
 
 def sentence(error: BaseException) -> str:
     """What to tell a visitor about ``error``; one that nobody expected goes to the log with its traceback."""
     if isinstance(error, LiveTalkError):
-        return str(error)
+        return _UPLOADED.sub("", str(error))  # the file's own name is enough; where we keep it is our business
     _log.error("unexpected error while serving a visitor", exc_info=error)
     return f"Something went wrong on the server ({type(error).__name__}). Please try again; the server's log has more."
 

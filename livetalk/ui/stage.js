@@ -16,6 +16,7 @@ const firsts = []; // how long the visitor waited for the first picture, each ti
 let mood = 'off';
 let codec = 'jpeg';
 let headphones = false;
+let serverDelay = null; // what the server thinks the mirror's delay is; shown until it is measured
 let spokeAt = -Infinity;
 let notice = null; // what the server last had to say about its speed
 bestCodec().then((best) => { codec = best; });
@@ -87,6 +88,7 @@ function playerChanged(kind, detail) {
     delays.add(delays.played, heardS, sound, detail.header.rate);
     const { facts } = detail.header;
     if (facts.real_time_factor) find('.lt-speed').textContent = `${facts.real_time_factor.toFixed(1)} × live`;
+    serverDelay = facts.mirror_delay_s;
     if (facts.notice !== notice) {
       if (facts.notice || message.textContent === notice) say(facts.notice);
       notice = facts.notice;
@@ -185,10 +187,11 @@ find('.lt-headphones').addEventListener('click', (event) => {
 watch('value', () => {
   const value = props.value;
   if (!value) return;
-  if (value.poster) {
-    find('.lt-poster').src = value.poster;
+  if ('poster' in value) {
     say(value.notice);
-    if (sid) stop().then(() => ensureLive()).catch(() => {});
+    if (!value.poster) return; // it could not be read: what is on goes on
+    find('.lt-poster').src = value.poster;
+    if (sid) stop().then(() => ensureLive()).catch(() => {}).then(() => say(value.notice));
     return;
   }
   if (!sid || value.sid !== sid) return;
@@ -201,7 +204,7 @@ watch('value', () => {
 setInterval(() => {
   if (!sid || !element.isConnected) return;
   if (microphone.isOpen) {
-    const delay = delays.measure();
+    const delay = delays.measure() || serverDelay;
     if (delay) find('.lt-delay').textContent = `${delay.toFixed(1)} s`;
   }
   if (player.end !== null && player.context.currentTime > player.end + 1) setMood('late');
