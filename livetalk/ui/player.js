@@ -46,13 +46,14 @@ class Player {
 
   reset() {
     this.segments = []; // {at, first, pictures, generation, state, source}
-    this.frames = new Map(); // picture index -> {frame, generation}
+    this.frames = new Map(); // picture index -> {frame, generation, at}: `at` is the context time of its sound
     this.decoder = null;
     this.generation = null;
     this.replacedFrom = 0;
     this.nextIndex = 0;
     this.end = null;
     this.shown = -1;
+    this.shownGeneration = null;
     this.counters = {
       fragments: 0, stale: 0, lostFragments: 0, received: 0, decoded: 0, drawn: 0, skipped: 0, stalls: 0,
       stallMs: 0, slipped: 0, decodeErrors: 0, heardSamples: 0,
@@ -259,37 +260,41 @@ class Player {
     const replaced = generation < this.generation && (index >= this.replacedFrom || (old && old.generation > generation));
     if (!this.running || replaced) { frame.close(); return; }
     if (old) old.frame.close();
-    this.frames.set(index, { frame, generation });
+    this.frames.set(index, { frame, generation, at: this.timeOf(index) });
     const now = document.hidden && this.due(this.heardTime()); // nothing is drawn in a hidden tab
     if (now) this.forget(now.index);
   }
 
-  // The picture whose sound is heard now, as {index, segment}; null before, between and after segments.
+  // The last picture whose time has come, and its segment; null before the first.
   due(heard) {
     while (this.segments.length > 1 && this.segments[1].at <= heard) this.segments.shift();
     const segment = this.segments[0];
-    if (!segment) return null;
-    const position = (heard - segment.at) * 16;
-    if (position < 0 || position >= segment.pictures) return null;
-    return { index: segment.first + Math.floor(position), segment };
+    if (!segment || heard < segment.at) return null;
+    const position = Math.min(segment.pictures - 1, Math.floor((heard - segment.at) * 16));
+    return { index: segment.first + position, segment };
   }
 
+  // Draws the newest picture whose time has come. Mostly that is the one whose sound is heard now; where decoding is
+  // late, a picture that is a little old is better than none.
   draw() {
     const heard = this.heardTime();
     const now = this.due(heard);
     if (!now) return;
-    const { index, segment } = now;
+    let index = -1;
+    this.frames.forEach((_, other) => { if (other <= now.index && other > index) index = other; });
     const held = this.frames.get(index);
-    if (index === this.shown || !held) return;
+    if (!held || (index <= this.shown && held.generation === this.shownGeneration)) return;
     this.paint(held.frame);
     const expected = this.shown < 0 ? index : this.shown + 1;
     this.counters.skipped += Math.max(0, index - expected);
     this.counters.drawn += 1;
     this.shown = index;
-    keep(this.log.drawn, { index, generation: held.generation, heard, offsetMs: 1000 * (heard - segment.at - (index - segment.first) / 16) });
-    keep(this.log.offsets, 1000 * (heard - segment.at - (index - segment.first) / 16));
+    this.shownGeneration = held.generation;
+    const offsetMs = held.at === null ? null : 1000 * (heard - held.at);
+    keep(this.log.drawn, { index, generation: held.generation, heard, offsetMs });
+    if (offsetMs !== null) keep(this.log.offsets, offsetMs);
     this.forget(index + 1);
-    this.changed('drawn', { index, state: segment.state });
+    this.changed('drawn', { index, state: now.segment.state });
   }
 
   // Closes the pictures before `index`: a decoder stops when too many of its frames are held.
