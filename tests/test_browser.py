@@ -258,6 +258,5 @@ def test_what_is_seen_is_what_is_heard(flash_url, open_page, tmp_path, codec):
     silent_since = len(page.evaluate("window.heard"))
     time.sleep(1.5)
     assert len(page.evaluate("window.heard")) == silent_since, "nothing of an old generation is heard"
-    assert [entry["generation"] for entry in logs(page)["drawn"]] == sorted(
-        entry["generation"] for entry in logs(page)["drawn"]
-    )
+    generations = [entry["generation"] for entry in logs(page)["drawn"]]
+    assert generations == sorted(generations)
