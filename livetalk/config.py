@@ -204,6 +204,7 @@ MINI = Preset(
         sigmas=(1.0, 0.9, 0.75, 0.5),
         shift=3.0,
         prediction="portrait_residual",
+        audio_guidance=0.5,
     ),
     vae=VaeConfig(kind="small"),
     audio=AudioConfig(kind="mel", past_samples=8_000, look_ahead_samples=1_600),
