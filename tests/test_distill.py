@@ -27,7 +27,7 @@ from livetalk.distill.pretrain import DiffusionForcing, PretrainConfig, frame_ro
 from livetalk.distill.sheets import contact_sheet, rollout_sheet
 from livetalk.distill.speech import HELD_OUT_SEED
 from livetalk.distill.visemes import REST
-from livetalk.hub import Models, random_models
+from livetalk.hub import Models, load_models, random_models
 from livetalk.model.transformer import CausalDiT
 from livetalk.types import LiveTalkError, pictures_of
 from livetalk.voice import available_voices
@@ -112,7 +112,7 @@ def test_a_batch_is_a_moment_of_a_rollout(clips: Path) -> None:
     assert (windows.weights[:, :, 0] == 0).all(), "the given frame has no loss"
     silent = (windows.audio == 0).all(dim=(1, 2)).sum()
     assert 0 < silent < 16
-    starts = {tuple(forcing._frames(FRAMES, draws).tolist()) for _ in range(50)}
+    starts = {tuple(forcing.frames(store.clip(0), draws).tolist()) for _ in range(50)}
     assert starts == {(0, 1, 2, 3, 4, 5, 6, 7, 8), (0, 1, 2, 6, 7, 8, 9, 10, 11)}
     levels = forcing.levels(2000, draws)
     assert 0.15 < float((levels == 0).float().mean()) < 0.2
@@ -198,3 +198,11 @@ def test_evaluation_runs_through_the_performer(clips: Path, monkeypatch: pytest.
     assert report["summary"]["clips"] == 1
     with pytest.raises(LiveTalkError, match="trained on"):
         evaluation.evaluate(tiny_models(), replace(plan, first_seed=HELD_OUT_SEED - 1))
+
+
+@needs_renderer
+def test_the_whole_recipe_runs_and_its_result_loads(clips: Path, tmp_path: Path) -> None:
+    figures = train.run("all", "smoke", tmp_path)
+    assert list(figures) == list(train.STAGES)
+    assert load_models(tmp_path / "model").preset.name == "smoke"
+    assert list((tmp_path / "pretrain").glob("step-*.png")), "a contact sheet beside the checkpoint"

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from livetalk.config import Preset
-from livetalk.distill.portraits import MOODS, MOTIONS, Face, Poses, animate, caption, draw_clip, landmarks
+from livetalk.distill.portraits import MOODS, MOTIONS, POSE_FIELDS, Face, Poses, animate, caption, draw_clip, landmarks
 from livetalk.distill.speech import HELD_OUT_SEED, augment, speech_clip
 from livetalk.distill.visemes import REST
 from livetalk.model.audio import AudioEncoder
@@ -220,6 +220,13 @@ class ClipStore:
     def clips(self, indices: Iterable[int]) -> list[dict[str, Tensor]]:
         """Tensors of several clips."""
         return [self.clip(index) for index in indices]
+
+
+def driven_rows(clip: dict[str, Tensor], drive_width: int) -> Tensor:
+    """Audio features of a stored clip and the true lids, float32 ``[T, A + drive_width]``."""
+    heard = clip["audio"].float()
+    lids = clip["poses"][:, POSE_FIELDS.index("blink")].float()
+    return torch.cat((heard, lids[:, None]), dim=1) if drive_width else heard
 
 
 def channel_weights(vae: nn.Module, latents: Tensor, probe_strength: float = 0.3) -> Tensor:

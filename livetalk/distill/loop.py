@@ -306,7 +306,7 @@ def orthogonal(matrices: Tensor, rounds: int = 5) -> Tensor:
 
 def block_matrices(model: nn.Module) -> list[torch.Size]:
     """Shapes of the matrices inside ``model.blocks``, as they lie at the start of ``flat_weights``."""
-    return [parameter.shape for name, parameter in model.named_parameters() if _in_block(name, parameter)]
+    return [parameter.shape for name, parameter in _named(model) if _in_block(name, parameter)]
 
 
 def _in_block(name: str, parameter: nn.Parameter) -> bool:
@@ -314,9 +314,13 @@ def _in_block(name: str, parameter: nn.Parameter) -> bool:
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:
-    """All trained parameters, matrices of the blocks first."""
+    """All trained parameters, matrices of the blocks first, then by name: no edit of the network reorders a vector."""
+    return [parameter for _, parameter in _named(model)]
+
+
+def _named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    return [parameter for _, parameter in sorted(named, key=lambda pair: not _in_block(*pair))]
+    return sorted(named, key=lambda pair: (not _in_block(*pair), pair[0]))
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from livetalk.config import Preset, to_dict
-from livetalk.distill.data import ClipStore, channel_weights
+from livetalk.distill.data import ClipStore, channel_weights, driven_rows
 from livetalk.distill.loop import Loop, LoopConfig
 from livetalk.distill.portraits import POSE_FIELDS
 from livetalk.model.attention import ChunkMask
@@ -46,6 +46,8 @@ class PretrainConfig:
         text_dropout: samples without caption.
         mouth_weight: additional weight at the mouth.
         eye_weight: additional weight at eyes and brows.
+        blink_share: later samples whose last chunk has a blink; blinks are rare and would be learned last.
+        blink_weight: how much more eyes count while they are shut.
         refresh_every: steps between looks for new shards.
         dtype: number format to compute in; master weights are always float32.
     """
@@ -59,8 +61,10 @@ class PretrainConfig:
     shift: float = 3.0
     audio_dropout: float = 0.1
     text_dropout: float = 0.1
-    mouth_weight: float = 6.0
-    eye_weight: float = 3.0
+    mouth_weight: float = 5.0
+    eye_weight: float = 8.0
+    blink_share: float = 0.5
+    blink_weight: float = 3.0
     refresh_every: int = 50
     dtype: str = "float32"
 
@@ -127,14 +131,14 @@ class DiffusionForcing:
         config = self.config
         chosen = torch.randint(len(self.store), (config.batch,), generator=draws).tolist()
         clips = self.store.clips(chosen)
-        frames = [self._frames(clip["latents"].shape[1], draws) for clip in clips]
+        frames = [self.frames(clip, draws) for clip in clips]
         pairs = list(zip(clips, frames, strict=True))
         height, width = clips[0]["latents"].shape[-2:]
         keep_audio = torch.rand(config.batch, generator=draws) >= config.audio_dropout
         keep_text = torch.rand(config.batch, generator=draws) >= config.text_dropout
         audio = torch.stack([frame_rows(self.rows(clip))[kept].flatten(0, 1) for clip, kept in pairs])
         text = torch.stack([clip["text"].float() for clip in clips])
-        weights = torch.stack([self.spot_weights(clip["spots"], kept, height, width) for clip, kept in pairs])
+        weights = torch.stack([self.spot_weights(clip, kept, height, width) for clip, kept in pairs])
         return Windows(
             latents=torch.stack([clip["latents"][:, kept].float() for clip, kept in pairs]),
             portraits=torch.stack([clip["latents"][:, :1].float() for clip in clips]),
@@ -147,13 +151,17 @@ class DiffusionForcing:
         """Rows of a clip as the network takes them, ``[T, audio_width]``: what is heard, then what is driven."""
         return driven_rows(clip, self.preset.model.drive_width)
 
-    def _frames(self, total_frames: int, draws: torch.Generator) -> Tensor:
+    def frames(self, clip: dict[str, Tensor], draws: torch.Generator) -> Tensor:
         """Latent frames of a sample: sink chunk and the chunks before and with the last one."""
-        total = total_frames // self.chunk
+        total = clip["latents"].shape[1] // self.chunk
         sinks = self.preset.rollout.sink_frames // self.chunk
         last = self.chunks - 1
         if total > self.chunks and float(torch.rand((), generator=draws)) >= self.config.start_share:
-            last = int(torch.randint(self.chunks, total, (), generator=draws))
+            later = torch.arange(self.chunks, total)
+            if float(torch.rand((), generator=draws)) < self.config.blink_share:
+                shut = lids_of_frames(clip)[: total * self.chunk].unflatten(0, (-1, self.chunk)).amax(1) > 0.5
+                later = later[shut[later]] if shut[later].any() else later
+            last = int(later[torch.randint(len(later), (), generator=draws)])
         chunks = [*range(sinks), *range(last - (self.chunks - sinks) + 1, last + 1)]
         return (torch.tensor(chunks)[:, None] * self.chunk + torch.arange(self.chunk)).flatten()
 
@@ -210,15 +218,16 @@ class DiffusionForcing:
                     figures[f"mse_{name}"] = float(plain[chosen].mean())
         return loss, figures
 
-    def spot_weights(self, spots: Tensor, frames: Tensor, height: int, width: int) -> Tensor:
+    def spot_weights(self, clip: dict[str, Tensor], frames: Tensor, height: int, width: int) -> Tensor:
         """Weight of every latent ``[F, h, w]``: more at the mouth and at eyes and brows, 0 on the given frame 0.
 
         Args:
-            spots: ``[T, 3, 2]``: column and row of mouth, left and right eye in picture sides.
+            clip: a stored clip; its ``spots`` are column and row of mouth, left and right eye in picture sides.
             frames: latent frames wanted.
             height, width: of the latents.
         """
-        at = frame_rows(spots.flatten(1)).mean(1).unflatten(1, (3, 2))[frames]
+        at = frame_rows(clip["spots"].flatten(1)).mean(1).unflatten(1, (3, 2))[frames]
+        shut = 1 + self.config.blink_weight * lids_of_frames(clip)[frames].view(-1, 1, 1)
         rows = ((torch.arange(height) + 0.5) / height)[None, :, None]
         columns = ((torch.arange(width) + 0.5) / width)[None, None, :]
         total = torch.ones(len(frames), height, width)
@@ -227,16 +236,14 @@ class DiffusionForcing:
         for spot, (gain, lift, wide, high) in enumerate((mouth, eye, eye)):
             across = (columns - at[:, spot, 0].view(-1, 1, 1)) / wide
             down = (rows - at[:, spot, 1].view(-1, 1, 1) - lift) / high
-            total += gain * torch.exp(-0.5 * (across.square() + down.square()))
+            total += gain * torch.exp(-0.5 * (across.square() + down.square())) * (shut if spot else 1)
         total /= total.mean(dim=(1, 2), keepdim=True)
         return total * (frames > 0).view(-1, 1, 1)
 
 
-def driven_rows(clip: dict[str, Tensor], drive_width: int) -> Tensor:
-    """Audio features of a stored clip and the true lids, float32 ``[T, A + drive_width]``."""
-    heard = clip["audio"].float()
-    lids = clip["poses"][:, POSE_FIELDS.index("blink")].float()
-    return torch.cat((heard, lids[:, None]), dim=1) if drive_width else heard
+def lids_of_frames(clip: dict[str, Tensor]) -> Tensor:
+    """How far the lids are shut at most within each latent frame ``[F]``."""
+    return frame_rows(clip["poses"][:, POSE_FIELDS.index("blink")].float()[:, None]).amax(dim=(1, 2))
 
 
 def frame_rows(rows: Tensor) -> Tensor:

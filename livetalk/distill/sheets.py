@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from livetalk.config import Preset
-from livetalk.distill.data import ClipStore
+from livetalk.distill.data import ClipStore, driven_rows
 from livetalk.model.conditions import Conditions, image_condition, pack_audio
 from livetalk.model.transformer import CausalDiT
 from livetalk.model.vae import VideoVAE
@@ -52,15 +52,16 @@ def rollout_sheet(model: CausalDiT, vae: VideoVAE, store: ClipStore, preset: Pre
     """
     settings, rows = preset.rollout, []
     for index in range(len(store)):
-        clip = {key: value.float() for key, value in store.clip(index).items() if value.is_floating_point()}
-        latents = clip["latents"][None]
+        clip = store.clip(index)
+        latents = clip["latents"][None].float()
         chunks = latents.shape[2] // settings.chunk_frames
+        frames = chunks * settings.chunk_frames
         shape = preset.latent_shape(settings.chunk_frames)
         noise = torch.stack([chunk_noise(index, chunk, shape, len(settings.timesteps)) for chunk in range(chunks)])
         cond = Conditions(
-            image=image_condition(latents[:, :, :1], chunks * settings.chunk_frames),
-            audio=pack_audio(clip["audio"][None])[:, : chunks * settings.chunk_frames * PICTURES_PER_LATENT],
-            text=clip["text"][None],
+            image=image_condition(latents[:, :, :1], frames),
+            audio=pack_audio(driven_rows(clip, preset.model.drive_width)[None])[:, : frames * PICTURES_PER_LATENT],
+            text=clip["text"][None].float(),
         )
         for shown in (latents, rollout(model, cond, noise, settings)):
             pictures = (vae.decode(shown.float())[0].permute(1, 2, 3, 0) + 1) * 127.5

@@ -118,7 +118,7 @@ def _train_vae(chosen: Recipe, folder: Path) -> dict[str, Any]:
 
 def _train_audio(chosen: Recipe, folder: Path) -> dict[str, Any]:
     (folder / "audio").mkdir(exist_ok=True)
-    encoder = MelAudioEncoder(chosen.preset.audio, chosen.preset.model.audio_width)
+    encoder = MelAudioEncoder(chosen.preset.audio, chosen.preset.model.heard_width)
     return {"open_wide_teeth": audio.run(folder / "audio", chosen.audio, encoder)}
 
 
@@ -182,7 +182,7 @@ def _vae(chosen: Recipe, folder: Path) -> SmallVideoVAE:
 
 
 def _ear(chosen: Recipe, folder: Path) -> MelAudioEncoder:
-    encoder = MelAudioEncoder(chosen.preset.audio, chosen.preset.model.audio_width)
+    encoder = MelAudioEncoder(chosen.preset.audio, chosen.preset.model.heard_width)
     encoder.load_state_dict(load_file(_need(folder / "audio" / "audio.safetensors", "audio")))
     return _frozen(encoder)
 
@@ -220,7 +220,8 @@ def _smoke() -> Recipe:
         heads=2,
         layers=3,
         ffn_width=64,
-        audio_width=16,
+        audio_width=17,
+        drive_width=1,
         audio_bottleneck=16,
         audio_layers=(1, 2),
         rotary_split=(8, 8, 8),
