@@ -192,7 +192,8 @@ def test_interruption_replaces_what_is_not_on_screen_yet() -> None:
     assert not sound_of(after).any(), "nothing of the old speech is heard"
     assert not any(piece.speaking for piece in after)
     chunk = (seam + 3) // 12
-    oracle, silent = Oracle(), composite([(0, speech), (seam, np.zeros(0, np.float32))], 200)
+    dying = speech[seam * 1000 : (seam + 3) * 1000] * np.linspace(1, 0, 3000, endpoint=False, dtype=np.float32)
+    oracle, silent = Oracle(), composite([(0, speech), (seam, dying)], 200)
     full = composite([(0, speech)], 200)
     fresh = np.concatenate([oracle.chunk(index, full if index < chunk else silent) for index in range(chunk + 5)])
     assert np.array_equal(film(after), fresh[seam : seam + len(film(after))])

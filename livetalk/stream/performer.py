@@ -126,9 +126,11 @@ class Performer:
             The first picture of the new generation.
         """
         self.generation = self.generation + 1 if generation is None else generation
-        if self._playback is not None:
+        if self._playback is None:
+            self._track.cut(self._next_picture)
+        else:
             self._next_picture = min(self._next_picture, self._playback.next_picture + SAFETY_PICTURES)
-        self._track.cut(self._next_picture)
+            self._track.break_off(self._next_picture)
         self._rewind(self._index_of(self._next_picture))
         self._awaited = None
         return self._next_picture

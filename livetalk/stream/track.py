@@ -26,6 +26,9 @@ from livetalk.types import (
 LOWEST_RATE, HIGHEST_RATE = 4_000, 384_000
 """Sample rates in Hz that packets may have."""
 
+FADE_SAMPLES = 3 * MODEL_SAMPLES_PER_PICTURE
+"""How long the network still hears speech that was broken off: a mouth needs this to close without a jump."""
+
 
 class Tape:
     """Samples by absolute position, zeros where nothing was written; grows at its end, forgets at its beginning."""
@@ -65,6 +68,14 @@ class Tape:
         if self._first <= position < self.end:
             self._samples[position - self._first : self.end - self._first] = 0.0
             self.end = position
+
+    def fade(self, position: int, length: int) -> None:
+        """Let what lies behind ``position`` die away within ``length`` samples, and erase the rest."""
+        self.cut(position + length)
+        begin = max(position, self._first)
+        if begin < self.end:
+            ramp = np.linspace(1.0, 0.0, length, endpoint=False, dtype=np.float32)
+            self._samples[begin - self._first : self.end - self._first] *= ramp[begin - position : self.end - position]
 
     def forget(self, position: int) -> None:
         """Drop what lies before ``position``; the room is given back when that is worth a copy."""
@@ -163,6 +174,16 @@ class SoundTrack:
         self._model.cut(picture * MODEL_SAMPLES_PER_PICTURE)
         self._playback.cut(picture * PLAYBACK_SAMPLES_PER_PICTURE)
         self._model_at = min(self._model_at, picture * MODEL_SAMPLES_PER_PICTURE)
+        self._playback_at = min(self._playback_at, picture * PLAYBACK_SAMPLES_PER_PICTURE)
+        self._resamplers = None
+        self.open = False
+
+    def break_off(self, picture: int) -> None:
+        """Nothing is heard from ``picture`` on; the network hears what was said die away, so the mouth closes softly."""
+        at = picture * MODEL_SAMPLES_PER_PICTURE
+        self._model.fade(at, FADE_SAMPLES)
+        self._playback.cut(picture * PLAYBACK_SAMPLES_PER_PICTURE)
+        self._model_at = min(self._model_at, at + FADE_SAMPLES)
         self._playback_at = min(self._playback_at, picture * PLAYBACK_SAMPLES_PER_PICTURE)
         self._resamplers = None
         self.open = False
