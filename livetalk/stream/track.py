@@ -179,7 +179,7 @@ class SoundTrack:
         self.open = False
 
     def break_off(self, picture: int) -> None:
-        """Nothing is heard from ``picture`` on; the network hears what was said die away, so the mouth closes softly."""
+        """Nothing is heard from ``picture`` on; the network hears it die away: the mouth closes softly."""
         at = picture * MODEL_SAMPLES_PER_PICTURE
         self._model.fade(at, FADE_SAMPLES)
         self._playback.cut(picture * PLAYBACK_SAMPLES_PER_PICTURE)
