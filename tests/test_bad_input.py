@@ -151,4 +151,8 @@ def test_speech_through_the_api(case: Case, tmp_path: Path, client) -> None:
 
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=list(PROMPTS))
 def test_prompt_through_the_api(prompt: str, speech: Path, client) -> None:
-    assert call_render(client, PORTRAIT, speech, prompt)
+    if len(prompt) < 2000:
+        assert call_render(client, PORTRAIT, speech, prompt)
+        return
+    with pytest.raises(Exception, match="2,000"):
+        call_render(client, PORTRAIT, speech, prompt)

@@ -20,6 +20,8 @@ import soxr
 from livetalk.types import PICTURES_PER_SECOND, LiveTalkError
 
 BLOCK_S = 1.0
+UNKNOWN_FRAMES = 2**60
+"""Counts from here on mean that a stream does not say how long it is."""
 SHORTEST_S = 1.0 / PICTURES_PER_SECOND
 EXPECTED = "Expected a sound file with speech (WAV, FLAC, OGG, MP3, M4A, WebM, ...)."
 
@@ -69,6 +71,7 @@ def speech_blocks(source: SpeechSource, rate: int, limit_s: float | None = None)
     name = _name(source)
     resampler: StreamResampler | None = None
     heard_s = 0.0
+    _check_limit(name, duration_s(source), limit_s)  # what the file says first: hours need not be read to be refused
     try:
         for samples, source_rate in _raw_blocks(source):
             mono = _mono(samples)
@@ -78,11 +81,7 @@ def speech_blocks(source: SpeechSource, rate: int, limit_s: float | None = None)
                     "Expected sound between -1 and 1. Export it again from the program that made it."
                 )
             heard_s += len(mono) / source_rate
-            if limit_s is not None and heard_s > limit_s:
-                raise LiveTalkError(
-                    f"{name} is longer than the limit of {_spoken_length(limit_s)}. Cut it into shorter clips, "
-                    "or use the command line (python -m livetalk render), which takes any length."
-                )
+            _check_limit(name, heard_s, limit_s)
             if resampler is None:
                 resampler = StreamResampler(source_rate, rate)
             yield np.clip(resampler.push(mono), -1.0, 1.0)
@@ -103,13 +102,18 @@ def load_speech(source: SpeechSource, rate: int, limit_s: float | None = None) -
 
 
 def duration_s(source: SpeechSource) -> float | None:
-    """Length of the speech in seconds where the container says it, else None; for progress bars only."""
+    """Length of the speech in seconds as the container says it, else None; it may be wrong in a damaged file."""
+    if isinstance(source, tuple):
+        return len(source[0]) / source[1] if source[1] > 0 else None
     try:
-        if isinstance(source, tuple):
-            return len(source[0]) / source[1]
-        with soundfile.SoundFile(_opened(source)) as file:
-            return file.frames / file.samplerate
+        found = soundfile.info(_opened(source))
+        return found.frames / found.samplerate if found.frames < UNKNOWN_FRAMES else None
     except (soundfile.LibsndfileError, OSError, ValueError, ZeroDivisionError):
+        pass
+    try:
+        with av.open(_opened(source), "r") as container:
+            return None if container.duration is None else container.duration / av.time_base
+    except (av.FFmpegError, OSError, ValueError):
         return None
 
 
@@ -119,6 +123,14 @@ def write_speech(path: str | Path, samples: np.ndarray, rate: int) -> None:
         soundfile.write(str(path), samples, rate)
     except (soundfile.LibsndfileError, OSError, ValueError, TypeError) as error:
         raise LiveTalkError(f"Could not write sound to {path} ({error}). Use .wav, .flac or .ogg.") from error
+
+
+def _check_limit(name: str, length_s: float | None, limit_s: float | None) -> None:
+    if limit_s is not None and length_s is not None and length_s > limit_s:
+        raise LiveTalkError(
+            f"{name} is longer than the limit of {_spoken_length(limit_s)}. Cut it into shorter clips, "
+            "or use the command line (python -m livetalk render), which takes any length."
+        )
 
 
 def _name(source: SpeechSource) -> str:
