@@ -11,10 +11,13 @@ import os
 import signal
 import sys
 
+if "OMP_NUM_THREADS" not in os.environ:  # read once, when torch is imported
+    # One core stays free for the encoder, the page and a browser on the same machine: two threads that wait for each
+    # other on a busy machine are slower than one.
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 2) - 1))
+
 if importlib.util.find_spec("spaces"):
     import spaces  # noqa: F401  # on ZeroGPU it must come before torch; elsewhere it does nothing
-
-import torch
 
 from livetalk import LiveTalkError, load
 from livetalk.ui.page import build, launch_options
@@ -27,10 +30,6 @@ def main() -> int:
         Exit status: 2 after a problem that a person can act on, told in one sentence.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that temporary files are cleared away
-    if "OMP_NUM_THREADS" not in os.environ:
-        # One core stays free for the encoder, the page and a browser on the same machine: two threads that wait for
-        # each other on a busy machine are slower than one.
-        torch.set_num_threads(max(1, torch.get_num_threads() - 1))
     try:
         avatar = load(os.environ.get("LIVETALK_PRESET", "mini"), device=os.environ.get("LIVETALK_DEVICE", "auto"))
         build(avatar).launch(**launch_options())
