@@ -25,8 +25,10 @@ class ModelConfig:
         audio_width: features per picture row before the four rows of a latent frame are packed.
         audio_layers: first and last layer (inclusive) that adds audio; None = 2 .. layers // 2 as published.
         rotary_split: channels of a head for (time, rows, columns); None = the published d - 2(d//3), d//3, d//3.
-        drive_width: last columns of the audio rows that are not heard but drawn from the stream's seed; 1 = how far
-            the lids are shut (``model.drive``).
+        drive_width: last columns of the audio rows that are not heard but drawn from the stream's seed: how far the
+            lids are shut, then where the eyes look, across and down (``model.drive``).
+        pooled_text: the mean of the embedded text is added to the time embedding too, so that the words reach every
+            layer's modulation; not in the published network.
     """
 
     width: int
@@ -44,6 +46,7 @@ class ModelConfig:
     audio_layers: tuple[int, int] | None = None
     rotary_split: tuple[int, int, int] | None = None
     drive_width: int = 0
+    pooled_text: bool = False
 
     @property
     def head_width(self) -> int:

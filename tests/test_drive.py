@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from livetalk.model.drive import lids
+from livetalk.model.drive import driven, gaze, lids
 from livetalk.rulers import blinks_per_minute
 
 MINUTE = 960
@@ -26,3 +26,19 @@ def test_people_blink_at_a_human_rate() -> None:
 def test_the_first_pictures_have_open_eyes_and_far_streams_still_blink() -> None:
     assert all(lids(seed, 0, 4).max() == 0 for seed in range(50))
     assert lids(3, 10_000_000, MINUTE).max() > 0.9
+
+
+def test_gaze_is_the_same_however_it_is_asked_for_and_rests_on_the_camera():
+    whole = gaze(7, 0, 300)
+    parts = [gaze(7, first, 12) for first in range(0, 300, 12)]
+    assert np.array_equal(whole, np.concatenate(parts))
+    minutes = np.stack([gaze(seed, 0, MINUTE) for seed in range(20)])
+    assert 0.4 < (np.abs(minutes).max(-1) < 0.02).mean() < 0.75
+    assert 0.3 < np.abs(minutes).max() <= 0.5
+    assert np.abs(np.diff(minutes, axis=1)).max() <= 0.55, "a glance takes two pictures"
+
+
+def test_driven_columns_are_lids_then_gaze():
+    columns = driven(3, 40, 24, 3)
+    assert np.array_equal(columns[:, 0], lids(3, 40, 24)) and np.array_equal(columns[:, 1:], gaze(3, 40, 24))
+    assert driven(3, 40, 24, 1).shape == (24, 1) and driven(3, 40, 24, 0).shape == (24, 0)

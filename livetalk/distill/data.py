@@ -41,6 +41,9 @@ PLAIN_PROMPT_SHARE = 0.4
 
 AUGMENTED_SHARE = 0.5
 
+DRIVEN_FIELDS = ("blink", "gaze_x", "gaze_y")
+"""Truth that becomes the driven columns of the audio rows, in the order of ``livetalk.model.drive``."""
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -223,10 +226,9 @@ class ClipStore:
 
 
 def driven_rows(clip: dict[str, Tensor], drive_width: int) -> Tensor:
-    """Audio features of a stored clip and the true lids, float32 ``[T, A + drive_width]``."""
-    heard = clip["audio"].float()
-    lids = clip["poses"][:, POSE_FIELDS.index("blink")].float()
-    return torch.cat((heard, lids[:, None]), dim=1) if drive_width else heard
+    """Audio features of a stored clip and the true lids and gaze, float32 ``[T, A + drive_width]``."""
+    driven = clip["poses"][:, [POSE_FIELDS.index(name) for name in DRIVEN_FIELDS[:drive_width]]].float()
+    return torch.cat((clip["audio"].float(), driven), dim=1)
 
 
 def channel_weights(vae: nn.Module, latents: Tensor, probe_strength: float = 0.3) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from livetalk.types import PICTURES_PER_LATENT
+from livetalk.types import PICTURES_PER_LATENT, LiveTalkError
 
 
 def pack_audio(rows: Tensor) -> Tensor:
@@ -53,10 +53,14 @@ class AudioVectors:
 
 @dataclass(frozen=True)
 class TextKeys:
-    """Keys (normalised) and values of the text, one ``[B, heads, L, d]`` per layer."""
+    """Keys (normalised) and values of the text, one ``[B, heads, L, d]`` per layer.
+
+    ``pooled`` ``[B, D]`` is added to the time embedding of networks that have ``pooled_text``.
+    """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
+    pooled: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,23 @@ class Conditions:
         elif audio is not None:
             audio = audio[:, PICTURES_PER_LATENT * start : PICTURES_PER_LATENT * stop]
         return dataclasses.replace(self, image=self.image[:, :, start:stop], audio=audio)
+
+    def silent(self, drive_width: int) -> Conditions:
+        """The same without sound: heard columns of the audio rows are zero, driven ones stay.
+
+        Args:
+            drive_width: ``ModelConfig.drive_width``.
+
+        Raises:
+            LiveTalkError: the audio is prepared already, and what was heard cannot be told from what was driven.
+        """
+        if self.audio is None or drive_width == 0:
+            return dataclasses.replace(self, audio=None)
+        if isinstance(self.audio, AudioVectors):
+            raise LiveTalkError("Prepared audio cannot be silenced. Silence the rows first, then prepare them.")
+        kept = torch.zeros(self.audio.shape[-1], device=self.audio.device, dtype=self.audio.dtype)
+        kept[-drive_width:] = 1
+        return dataclasses.replace(self, audio=self.audio * kept)
 
     @property
     def portrait(self) -> Tensor:

@@ -1,11 +1,12 @@
-"""Blinks of a stream: when the lids shut, drawn from the seed.
+"""Blinks and gaze of a stream: when the lids shut and where the eyes look, drawn from the seed.
 
-Few-step generation goes to the most likely picture, and at any moment open eyes are more likely than shut ones: a
-network left alone with sound never blinks. So its last audio column (``ModelConfig.drive_width``) says how far the
-lids are shut; in training that is the truth, in a stream the track of this module. It is a function of seed and
-picture number alone, so that it may be asked for any stretch, in any order, for ever.
+Few-step generation goes to the most likely picture, and at any moment open eyes on the camera are more likely than
+anything else: a network left alone with sound never blinks, and blurs the eyes it cannot foretell. So its last audio
+columns (``ModelConfig.drive_width``) say how far the lids are shut and where the eyes look; in training that is the
+truth, in a stream the tracks of this module. They are functions of seed and picture number alone, so that they may be
+asked for any stretch, in any order, for ever.
 
-This module does not know how a blink looks.
+This module does not know how a blink or a glance looks.
 """
 
 from __future__ import annotations
@@ -21,6 +22,24 @@ SKIPPED_SHARE = 0.1
 FIRST_S = 0.7
 HALF_S = (0.12, 0.16)
 EDGE_PICTURES = 4
+
+GLANCE_PICTURES = 24
+"""The eyes move once in each slot of this length."""
+
+HOME_SHARE = 0.55
+"""Glances that go back to the camera."""
+
+GLANCE_REACH = (0.5, 0.3)
+"""How far the eyes go at most across and down, in units of the portraits' gaze (1 = as far as eyes turn)."""
+
+GLANCE_TAKES = 2
+"""Pictures a glance takes."""
+
+
+def driven(seed: int, first_picture: int, pictures: int, width: int) -> np.ndarray:
+    """The first ``width`` driven columns: lids, gaze across, gaze down; float32 ``[pictures, width]``."""
+    columns = (lids(seed, first_picture, pictures)[:, None], gaze(seed, first_picture, pictures))
+    return np.concatenate(columns, axis=1)[:, :width]
 
 
 def lids(seed: int, first_picture: int, pictures: int) -> np.ndarray:
@@ -43,3 +62,34 @@ def lids(seed: int, first_picture: int, pictures: int) -> np.ndarray:
         if not skipped and middle_s >= FIRST_S:
             shut = np.maximum(shut, 1.35 * (1 - np.abs(at / PICTURES_PER_SECOND - middle_s) / half_s))
     return np.clip(shut, 0, 1).astype(np.float32)
+
+
+def gaze(seed: int, first_picture: int, pictures: int) -> np.ndarray:
+    """Where the eyes look, across and down, float32 ``[pictures, 2]``, -1..1, 0 = the camera.
+
+    Args:
+        seed: of the stream.
+        first_picture: number of the first picture in the stream.
+        pictures: how many.
+    """
+    at = np.arange(first_picture, first_picture + pictures)
+    first, last = first_picture // GLANCE_PICTURES, (first_picture + pictures) // GLANCE_PICTURES
+    looked, goal = np.zeros((pictures, 2)), _glance(seed, first - 1)[1]
+    looked += goal
+    for slot in range(first, last + 1):
+        start, following = _glance(seed, slot)
+        share = np.clip((at - start) / GLANCE_TAKES, 0, 1)[:, None]
+        looked += (following - goal) * share
+        goal = following
+    return looked.astype(np.float32)
+
+
+def _glance(seed: int, slot: int) -> tuple[float, np.ndarray]:
+    """Picture at which the eyes move in a slot, and where to; on the camera before the stream begins."""
+    if slot < 0:
+        return 0.0, np.zeros(2)
+    rng = np.random.default_rng([seed & 0xFFFFFFFF, slot, 0x6A2E])
+    start = (slot + rng.uniform(0, 1)) * GLANCE_PICTURES - GLANCE_TAKES
+    home = rng.random() < HOME_SHARE
+    goal = np.zeros(2) if home else rng.uniform(-1, 1, 2) * GLANCE_REACH
+    return max(start, slot * GLANCE_PICTURES), goal

@@ -155,6 +155,8 @@ class CausalDiT(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.layers))
         self.head = Head(width, config.out_channels * math.prod(config.patch))
+        if config.pooled_text:
+            self.text_pool = nn.Linear(width, width)
         self.audio_proj = AudioProjection(config.audio_width, config.audio_bottleneck)
         self.audio_cond_projs = nn.ModuleList(
             nn.Linear(config.audio_bottleneck, width) for _ in config.audio_layer_range
@@ -198,7 +200,8 @@ class CausalDiT(nn.Module):
             return text
         embedded = self.text_embedding(text.to(self.device, self.dtype))
         pairs = [self._block(layer).cross_attn.keys_values(embedded) for layer in range(self.config.layers)]
-        return TextKeys(tuple(k.contiguous() for k, _ in pairs), tuple(v.contiguous() for _, v in pairs))
+        pooled = self.text_pool(embedded.mean(1)) if self.config.pooled_text else None
+        return TextKeys(tuple(k.contiguous() for k, _ in pairs), tuple(v.contiguous() for _, v in pairs), pooled)
 
     def _audio_vectors(self, cond: Conditions) -> AudioVectors:
         if isinstance(cond.audio, AudioVectors):
@@ -237,7 +240,7 @@ class CausalDiT(nn.Module):
             LiveTalkError: sizes that do not fit together.
         """
         cond = self.prepare(cond)
-        tokens, embedding, projection = self._enter(x, t, cond.image)
+        tokens, embedding, projection = self._enter(x, t, cond)
         context: AttentionContext
         if cache is None:
             times = range(x.shape[2]) if positions is None else positions.tolist()
@@ -259,7 +262,7 @@ class CausalDiT(nn.Module):
         """
         with torch.no_grad():
             cond = self.prepare(cond)
-            tokens, _, projection = self._enter(latents, t, cond.image)
+            tokens, _, projection = self._enter(latents, t, cond)
             context = cache.open(latents.shape[2])
             last = len(self.blocks) - 1
             for layer, block in enumerate(self.blocks):
@@ -278,12 +281,12 @@ class CausalDiT(nn.Module):
         assert isinstance(cond.audio, AudioVectors)
         return add(tokens, cond.audio.vectors[layer - hearing.start].unsqueeze(2))
 
-    def _enter(self, x: Tensor, t: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _enter(self, x: Tensor, t: Tensor, cond: Conditions) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens ``[B, F, P, D]``, time embedding ``[B, F, D]`` and its projection ``[B, F, 6, D]``.
 
         One noise level for all frames is embedded once: the last two then have one frame.
         """
-        frames = x.shape[2]
+        frames, image = x.shape[2], cond.image
         if image.shape[2] != frames:
             raise LiveTalkError(f"The image condition has {image.shape[2]} frames, the latents have {frames}.")
         rows, columns = self._grid(x)
@@ -293,6 +296,8 @@ class CausalDiT(nn.Module):
         if not t.is_floating_point():
             raise LiveTalkError("Noise levels must be floating point numbers: whole numbers lose the time embedding.")
         embedding = self.time_embedding(sinusoid(t.to(self.device), self.config.freq_width).to(self.dtype))
+        if isinstance(cond.text, TextKeys) and cond.text.pooled is not None:
+            embedding = embedding + cond.text.pooled.unsqueeze(1)
         return tokens, embedding, self.time_projection(embedding).unflatten(-1, (6, -1))
 
     def _patches(self, channels: Tensor) -> Tensor:

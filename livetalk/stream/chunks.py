@@ -26,7 +26,7 @@ from torch import Tensor
 from livetalk.hub import Models
 from livetalk.model.cache import RestorePoint
 from livetalk.model.conditions import Conditions, image_condition, pack_audio
-from livetalk.model.drive import lids
+from livetalk.model.drive import driven
 from livetalk.rollout import chunk_noise, commit_chunk, denoise_chunk, new_cache
 from livetalk.stream.pace import StageTimes
 from livetalk.types import Identity, picture_span
@@ -136,11 +136,10 @@ class ChunkMaker:
 
     def _driven(self, index: int, rows: Tensor) -> Tensor:
         """Rows with what is not heard but drawn from the seed, where the network was trained with it."""
-        if not self._models.transformer.config.drive_width:
-            return rows
+        width = self._models.transformer.config.drive_width
         first, stop = picture_span(index * self._frames, self._frames)
-        shut = torch.from_numpy(lids(self._seed, first, stop - first)).to(rows)
-        return torch.cat((rows, shut[None, :, None].expand(len(rows), -1, -1)), dim=2)
+        columns = torch.from_numpy(driven(self._seed, first, stop - first, width)).to(rows)
+        return torch.cat((rows, columns.expand(len(rows), -1, -1)), dim=2)
 
     def _conditions(self, index: int, rows: Tensor) -> Conditions:
         packed = pack_audio(rows) if index == 0 else rows

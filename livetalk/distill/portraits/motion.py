@@ -182,12 +182,16 @@ def _gaze(
 
 
 def _mood(out: dict[str, np.ndarray], rng: np.random.Generator, ease: np.ndarray, mood: str) -> None:
-    """Mood mildly in the portrait, full once talking; brows also follow emphasis."""
-    strength = rng.uniform(0.85, 1.1) * (0.5 + 0.5 * ease)
+    """Mood mildly or not at all in the portrait, full once talking; brows also follow emphasis."""
+    strength = rng.uniform(0.85, 1.1)
+    # a portrait without the mood: so that the words must be listened to
+    shown = float(rng.choice((0.0, 0.5)))
+    share = shown + (1.0 - shown) * ease
     emphasis = _smooth(out["open"], 3.0)
     emphasis = np.clip(emphasis - _smooth(out["open"], 24.0), 0.0, 1.0) * ease
-    for name, value in zip(("smile", "brow", "brow_angle", "eye_wide"), _MOOD_FACE[mood], strict=True):
-        out[name] = value * strength
+    tracks = zip(("smile", "brow", "brow_angle", "eye_wide"), _MOOD_FACE["neutral"], _MOOD_FACE[mood], strict=True)
+    for name, calm, full in tracks:
+        out[name] = strength * (calm + share * (full - calm))
     out["brow"] = out["brow"] + 0.8 * emphasis
     out["eye_wide"] = out["eye_wide"] + 0.3 * emphasis
 
