@@ -1,17 +1,19 @@
-"""First weights of the generator: causal diffusion forcing on clips with known truth, from nothing.
+"""The teacher: one network, trained from nothing on clips with known truth, that is asked in two ways.
 
-A training sample looks exactly like a moment of a rollout: the sink chunk and the window of chunks a stream attends
-to, at the positions it has there, block-causal, the clean portrait on frame 0. Every chunk has its own noise level, the
-past included, so the network learns to go on from a past that is not perfect (Chen et al. 2024, "Diffusion Forcing")
-at half the cost of a clean copy of the past. The loss is on the clean latents, weighted by noise level, by how much
-pictures change with a latent channel, and towards mouth and eyes.
+Some batches are whole clips at one noise level, every frame seeing every other: the bidirectional teacher of the paper,
+that samples in many steps. The others look exactly like a moment of a rollout: the sink chunks and the window of chunks
+a stream attends to, at the positions it has there, block-causal. There every chunk has its own noise level, the past
+included, so the network learns to go on from a past that is not perfect (Chen et al. 2024, "Diffusion Forcing") at half
+the cost of a clean copy of the past. So the same weights are a causal teacher too, and where a student starts from.
+Frame 0 is always the clean portrait. The loss is on the clean latents, weighted by noise level, by how much pictures
+change with a latent channel, and towards mouth and eyes.
 
 This module does not know how clips are made, how optimisation works, or how results look.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +33,15 @@ Network = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
+class TeacherConfig:
     """What a batch looks like and what counts in it.
 
     Attributes:
-        batch: samples a step and rank.
+        batch: windows a step and rank.
+        whole_share: share of steps that take whole clips, bidirectional, instead of windows.
+        whole_frames: latent frames of a whole clip.
+        whole_batch: whole clips a step and rank.
+        sinks: sink frames of a window, one of them drawn for each sample: the network will know them all.
         start_share: share of samples that are the start of a clip; the others have their last chunk anywhere later.
         clean_share: chunks at noise level 0: past to go on from, without loss.
         faint_share: chunks with little noise (below 0.15): a past with flaws.
@@ -44,6 +50,8 @@ class PretrainConfig:
         shift: noise levels lie at shift * u / (1 + (shift - 1) * u) for uniform u.
         audio_dropout: samples without sound, which makes audio guidance possible.
         text_dropout: samples without caption.
+        both_dropout: samples without either.
+        portrait_dropout: samples whose portrait channels are zero: identity must come from the sinks.
         mouth_weight: additional weight at the mouth.
         eye_weight: additional weight at eyes and brows.
         blink_share: later samples whose last chunk has a blink; blinks are rare and would be learned last.
@@ -53,6 +61,10 @@ class PretrainConfig:
     """
 
     batch: int = 8
+    whole_share: float = 0.3
+    whole_frames: int = 21
+    whole_batch: int = 5
+    sinks: tuple[int, ...] = (0, 3, 6, 9, 12)
     start_share: float = 0.2
     clean_share: float = 0.2
     faint_share: float = 0.1
@@ -61,6 +73,8 @@ class PretrainConfig:
     shift: float = 3.0
     audio_dropout: float = 0.1
     text_dropout: float = 0.1
+    both_dropout: float = 0.04
+    portrait_dropout: float = 0.03
     mouth_weight: float = 5.0
     eye_weight: float = 8.0
     blink_share: float = 0.5
@@ -76,6 +90,8 @@ class Windows:
     Attributes:
         latents: clean ``[B, C, F, h, w]``.
         portraits: ``[B, C, 1, h, w]``.
+        shown: portraits as the condition channels show them: some are zero.
+        starts: samples whose first frame is the first of the clip, the portrait itself, ``[B]``.
         audio: packed rows ``[B, 4F, A]``.
         text: ``[B, L, W]``.
         weights: what counts where, mean about 1, ``[B, 1, F, h, w]``; 0 on frame 0.
@@ -83,18 +99,20 @@ class Windows:
 
     latents: Tensor
     portraits: Tensor
+    shown: Tensor
+    starts: Tensor
     audio: Tensor
     text: Tensor
     weights: Tensor
 
 
-class DiffusionForcing:
+class TeacherLoss:
     """Draws batches from a store and gives their loss; see the module's docstring.
 
     Args:
         store: clips to learn from.
         preset: window, sinks, noise levels of the rollout.
-        config: see ``PretrainConfig``.
+        config: see ``TeacherConfig``.
         channel_weights: ``[C]``, see ``livetalk.distill.data.channel_weights``.
         network: what to call instead of the model itself (a compiled twin with the same weights).
     """
@@ -103,7 +121,7 @@ class DiffusionForcing:
         self,
         store: ClipStore,
         preset: Preset,
-        config: PretrainConfig,
+        config: TeacherConfig,
         channel_weights: Tensor,
         network: Network | None = None,
     ) -> None:
@@ -120,29 +138,53 @@ class DiffusionForcing:
         if self._calls % self.config.refresh_every == 0:
             self.store.refresh()
         device = next(model.parameters()).device
-        windows = self.windows(draws)
-        levels = self.levels(len(windows.latents), draws)
+        whole = float(torch.rand((), generator=draws)) < self.config.whole_share
+        windows = self.whole_clips(draws) if whole else self.windows(draws)
+        levels = self.levels(len(windows.latents), windows.latents.shape[2] // self.chunk, draws, same=whole)
         noise = torch.randn(windows.latents.shape, generator=draws)
-        x0 = self.denoise(model if self.network is None else self.network, windows, levels, noise, device)
+        mask = None if whole else ChunkMask(self.chunk)
+        x0 = self.denoise(model if self.network is None else self.network, windows, levels, noise, device, mask)
         return self.loss(x0, windows, levels, device)
 
     def windows(self, draws: torch.Generator) -> Windows:
-        """A random batch of clip windows, some of them without sound or caption."""
-        config = self.config
-        chosen = torch.randint(len(self.store), (config.batch,), generator=draws).tolist()
+        """A random batch of clip windows, some of them without sound, caption or portrait."""
+        chosen = torch.randint(len(self.store), (self.config.batch,), generator=draws).tolist()
         clips = self.store.clips(chosen)
-        frames = [self.frames(clip, draws) for clip in clips]
-        pairs = list(zip(clips, frames, strict=True))
+        return self.cut(clips, [self.frames(clip, draws) for clip in clips], draws, self.config.portrait_dropout)
+
+    def whole_clips(self, draws: torch.Generator) -> Windows:
+        """A random batch of clips from their beginning, some of them without sound or caption."""
+        chosen = torch.randint(len(self.store), (self.config.whole_batch,), generator=draws).tolist()
+        clips = self.store.clips(chosen)
+        frames = min(self.config.whole_frames, clips[0]["latents"].shape[1]) // self.chunk * self.chunk
+        return self.cut(clips, [torch.arange(frames)] * len(clips), draws)
+
+    def cut(
+        self,
+        clips: list[dict[str, Tensor]],
+        frames: list[Tensor],
+        draws: torch.Generator,
+        portrait_dropout: float = 0.0,
+    ) -> Windows:
+        """The latent frames ``frames`` of each clip with their conditions, some of which are dropped."""
+        config, pairs = self.config, list(zip(clips, frames, strict=True))
         height, width = clips[0]["latents"].shape[-2:]
-        keep_audio = torch.rand(config.batch, generator=draws) >= config.audio_dropout
-        keep_text = torch.rand(config.batch, generator=draws) >= config.text_dropout
+        kind = torch.rand(len(clips), generator=draws)
+        bounds = torch.tensor([config.both_dropout, config.audio_dropout, config.text_dropout]).cumsum(0)
+        keep_audio = kind >= bounds[1]
+        keep_text = (kind >= bounds[0]) & ((kind < bounds[1]) | (kind >= bounds[2]))
+        keep_portrait = torch.rand(len(clips), generator=draws) >= portrait_dropout
         audio = torch.stack([frame_rows(self.rows(clip))[kept].flatten(0, 1) for clip, kept in pairs])
         text = torch.stack([clip["text"].float() for clip in clips])
+        audio[..., : self.preset.model.heard_width] *= keep_audio.view(-1, 1, 1)
         weights = torch.stack([self.spot_weights(clip, kept, height, width) for clip, kept in pairs])
+        portraits = torch.stack([clip["latents"][:, :1].float() for clip in clips])
         return Windows(
             latents=torch.stack([clip["latents"][:, kept].float() for clip, kept in pairs]),
-            portraits=torch.stack([clip["latents"][:, :1].float() for clip in clips]),
-            audio=audio * keep_audio.view(-1, 1, 1),
+            portraits=portraits,
+            shown=portraits * keep_portrait.view(-1, 1, 1, 1, 1),
+            starts=torch.tensor([int(kept[0]) == 0 for _, kept in pairs]),
+            audio=audio,
             text=text * keep_text.view(-1, 1, 1),
             weights=weights.unsqueeze(1),
         )
@@ -152,9 +194,10 @@ class DiffusionForcing:
         return driven_rows(clip, self.preset.model.drive_width)
 
     def frames(self, clip: dict[str, Tensor], draws: torch.Generator) -> Tensor:
-        """Latent frames of a sample: sink chunk and the chunks before and with the last one."""
+        """Latent frames of a sample: sink chunks and the chunks before and with the last one."""
         total = clip["latents"].shape[1] // self.chunk
-        sinks = self.preset.rollout.sink_frames // self.chunk
+        kinds = self.config.sinks
+        sinks = kinds[int(torch.randint(len(kinds), (), generator=draws))] // self.chunk
         last = self.chunks - 1
         if total > self.chunks and float(torch.rand((), generator=draws)) >= self.config.start_share:
             later = torch.arange(self.chunks, total)
@@ -165,37 +208,45 @@ class DiffusionForcing:
         chunks = [*range(sinks), *range(last - (self.chunks - sinks) + 1, last + 1)]
         return (torch.tensor(chunks)[:, None] * self.chunk + torch.arange(self.chunk)).flatten()
 
-    def levels(self, batch: int, draws: torch.Generator) -> Tensor:
-        """Noise level of every chunk, 0..1, ``[B, chunks]``."""
+    def levels(self, batch: int, chunks: int, draws: torch.Generator, same: bool) -> Tensor:
+        """Noise level of every chunk, 0..1, ``[B, chunks]``; ``same``: one for all chunks of a sample."""
         config = self.config
-        shape = (batch, self.chunks)
+        shape = (batch, chunks)
         uniform = torch.rand(shape, generator=draws)
         anywhere = config.shift * uniform / (1 + (config.shift - 1) * uniform)
         steps = torch.tensor(self.preset.rollout.timesteps) / 1000
         at_steps = steps[torch.randint(len(steps), shape, generator=draws)]
+        if same:
+            return anywhere[:, :1].clamp_min(0.02).expand(shape)
         kind = torch.rand(shape, generator=draws)
         bounds = torch.tensor([config.clean_share, config.faint_share, config.step_share]).cumsum(0)
         levels = torch.where(kind < bounds[2], at_steps, anywhere)
         levels = torch.where(kind < bounds[1], 0.15 * uniform, levels)
         levels = torch.where(kind < bounds[0], torch.zeros(()), levels)
-        same = torch.rand(batch, 1, generator=draws) < config.same_level_share
-        return torch.where(same, anywhere[:, :1].expand(shape), levels)
+        alike = torch.rand(batch, 1, generator=draws) < config.same_level_share
+        return torch.where(alike, anywhere[:, :1].expand(shape), levels)
 
     def denoise(
-        self, network: Network, windows: Windows, levels: Tensor, noise: Tensor, device: torch.device
+        self,
+        network: Network,
+        windows: Windows,
+        levels: Tensor,
+        noise: Tensor,
+        device: torch.device,
+        mask: ChunkMask | None,
     ) -> Tensor:
         """Clean latents the network sees in a noisy batch: float32 ``[B, C, F, h, w]`` on ``device``."""
         sigma = levels.repeat_interleave(self.chunk, dim=1).view(len(levels), 1, -1, 1, 1)
         noisy = (1 - sigma) * windows.latents + sigma * noise
-        noisy[:, :, :1] = windows.portraits
+        noisy[windows.starts, :, :1] = windows.portraits[windows.starts]
+        image = image_condition(windows.shown, noisy.shape[2])
+        image[~windows.starts, -1, 0] = 1
         cond = Conditions(
-            image=image_condition(windows.portraits, noisy.shape[2]).to(device),
+            image=image.to(device),
             audio=windows.audio.to(device),
             text=windows.text.to(device),
         )
-        output = network(
-            noisy.to(device), (1000 * sigma.flatten(1)).to(device), cond, block_mask=ChunkMask(self.chunk)
-        ).float()
+        output = network(noisy.to(device), (1000 * sigma.flatten(1)).to(device), cond, block_mask=mask).float()
         if self.preset.rollout.prediction == "portrait_residual":
             return windows.portraits.to(device) + output
         return noisy.to(device) - sigma.to(device) * output
@@ -258,20 +309,23 @@ def initialise(model: CausalDiT) -> CausalDiT:
         model.head.head.bias.zero_()
         # words are unit vectors, so that the usual values would leave them unheard beside the bias
         nn.init.normal_(model.get_parameter("text_embedding.0.weight"))
+        if model.config.pooled_text:
+            model.text_pool.weight.zero_()
+            model.text_pool.bias.zero_()
     return model
 
 
-def pretrain(
+def train(
     preset: Preset,
     clips: Path,
     folder: Path,
     vae: nn.Module,
     loop: LoopConfig,
-    config: PretrainConfig | None = None,
+    config: TeacherConfig | None = None,
     on_checkpoint: Callable[[Loop], None] | None = None,
-    stop_after: int | None = None,
+    start: Mapping[str, Tensor] | None = None,
 ) -> Loop:
-    """Train a generator from nothing, or go on with the run in ``folder``. Call it once in every rank.
+    """Train a teacher, or go on with the run in ``folder``. Call it once in every rank.
 
     Args:
         preset: the model to train and how it will be rolled out.
@@ -280,18 +334,21 @@ def pretrain(
         vae: the frozen VAE the shards were made with; tells how much each latent channel counts.
         loop: length, rates.
         config: what a batch looks like.
-        on_checkpoint, stop_after: see ``Loop.run``.
+        on_checkpoint: see ``Loop.run``.
+        start: weights to begin with, by name; None = from nothing.
 
     Returns:
         The finished loop; its moving average is the result.
     """
-    config = config or PretrainConfig()
+    config = config or TeacherConfig()
     store = ClipStore(clips)
     some = torch.stack([clip["latents"][:, :7] for clip in store.clips(range(min(len(store), 4)))]).float()
-    forcing = DiffusionForcing(store, preset, config, channel_weights(vae, some))
+    loss = TeacherLoss(store, preset, config, channel_weights(vae, some))
     torch.manual_seed(loop.seed)
-    model = initialise(CausalDiT(preset.model)).to(getattr(torch, config.dtype))
-    describe = {"stage": "pretrain", "preset": to_dict(preset), "pretrain": to_dict(config), "clips": len(store)}
-    run = Loop(model, forcing, loop, folder, describe)
-    run.run(on_checkpoint, stop_after)
+    model = initialise(CausalDiT(preset.model))
+    if start is not None:
+        model.load_state_dict(dict(start))
+    describe = {"stage": "teacher", "preset": to_dict(preset), "teacher": to_dict(config), "clips": len(store)}
+    run = Loop(model.to(getattr(torch, config.dtype)), loss, loop, folder, describe)
+    run.run(on_checkpoint)
     return run
