@@ -6,6 +6,9 @@ steps and the prediction target. Does not know sound, pictures, sessions or weig
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -78,7 +81,7 @@ def denoise_chunk(
     Args:
         model: the student.
         cache: what was said before; the chunk's own slot is written, but not committed.
-        cond: conditions of these frames; prepare them once for all steps.
+        cond: conditions of these frames; the text may be prepared, guidance needs audio as rows.
         noise: ``[steps, B, C, f, H, W]``, see ``chunk_noise``.
         settings: timesteps, prediction and guidance.
         exit_step: training: stop after this step; only it sees gradients. None = all steps.
@@ -93,8 +96,8 @@ def denoise_chunk(
     if noise.shape[0] != len(sigmas):
         raise LiveTalkError(f"Noise for {noise.shape[0]} steps was given, the settings have {len(sigmas)} steps.")
     noise = noise.to(model.device)
+    silent = model.prepare(cond.silent(model.config.drive_width)) if settings.audio_guidance else None
     cond = model.prepare(cond)
-    silent = model.prepare(_without_audio(cond)) if settings.audio_guidance else None
     last = len(sigmas) - 1 if exit_step is None else exit_step
     gradients = torch.is_grad_enabled()
     x0 = noise[0]
@@ -122,6 +125,9 @@ def rollout(
     noise: Tensor,
     settings: RolloutConfig,
     cache: KVCache | None = None,
+    *,
+    exit_steps: Sequence[int] | None = None,
+    spoil: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Tensor:
     """Chunk after chunk over a whole clip.
 
@@ -131,6 +137,10 @@ def rollout(
         noise: ``[chunks, steps, B, C, f, H, W]``.
         settings: window, sinks, timesteps, prediction, guidance.
         cache: where to go on; None = a new stream.
+        exit_steps: training: the step after which each chunk stops, see ``denoise_chunk``; only the latents see
+            gradients, never what later chunks attend to.
+        spoil: training: what a finished chunk ``[B, C, f, H, W]`` and its number are turned into before it becomes
+            the past of later chunks.
 
     Returns:
         Latents ``[B, C, F, H, W]``.
@@ -138,17 +148,15 @@ def rollout(
     chunks, _, batch, channels, frames, height, width = noise.shape
     if cache is None:
         cache = new_cache(model, settings, LatentShape(channels, frames, height, width), batch)
-    cond = model.prepare(cond)
+    cond = dataclasses.replace(cond, text=model.prepare(cond).text)
     latents = []
     for chunk in range(chunks):
         part = cond.frames(chunk * frames, (chunk + 1) * frames)
-        latents.append(denoise_chunk(model, cache, part, noise[chunk], settings))
-        commit_chunk(model, cache, latents[-1], part)
+        exit_step = None if exit_steps is None else exit_steps[chunk]
+        made = denoise_chunk(model, cache, part, noise[chunk], settings, exit_step=exit_step)
+        latents.append(made)
+        commit_chunk(model, cache, made if spoil is None else spoil(made.detach(), chunk), part)
     return torch.cat(latents, dim=2)
-
-
-def _without_audio(cond: Conditions) -> Conditions:
-    return Conditions(cond.image, None, cond.text)
 
 
 def _with_portrait(x: Tensor, cache: KVCache, cond: Conditions) -> Tensor:

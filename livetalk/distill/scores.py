@@ -44,19 +44,20 @@ class Guidance:
             return 1 if self.text == 1 else 2
         return 2 if self.text == 1 else 3
 
-    def branches(self, cond: Conditions, negative_text: Tensor | None = None) -> list[Conditions]:
+    def branches(self, cond: Conditions, negative_text: Tensor | None = None, drive_width: int = 0) -> list[Conditions]:
         """Conditions of its calls, text and sound first; see ``combine``.
 
         Args:
-            cond: of the clip; text as rows if the negative text is needed.
+            cond: of the clip, not prepared as far as guidance changes it.
             negative_text: rows ``[B, L, W]`` of what should not be seen; None = zero rows.
+            drive_width: ``ModelConfig.drive_width``; what is driven stays without sound.
 
         Raises:
-            LiveTalkError: the text was made into keys already, so that the negative text has no shape.
+            LiveTalkError: text or audio is prepared already.
         """
         if self.calls == 1:
             return [cond]
-        silent = dataclasses.replace(cond, audio=None)
+        silent = cond.silent(drive_width)
         if self.text == 1:
             return [cond, silent]
         if negative_text is None:
@@ -95,10 +96,10 @@ class Score:
 
     def branches(self, cond: Conditions) -> list[Conditions]:
         """Prepared conditions of every call; make them once for all steps of a sampler."""
-        negative = self.negative_text
+        negative, drive = self.negative_text, self.network.config.drive_width
         if negative is not None:
             negative = negative.expand(cond.image.shape[0], -1, -1)
-        return [self.network.prepare(branch) for branch in self.guidance.branches(cond, negative)]
+        return [self.network.prepare(branch) for branch in self.guidance.branches(cond, negative, drive)]
 
     def x0(
         self, x: Tensor, t: Tensor, branches: Sequence[Conditions], *, block_mask: ChunkMask | None = None
@@ -172,13 +173,15 @@ def with_portrait(x: Tensor, portrait: Tensor) -> Tensor:
 
 def stacked(conds: Sequence[Conditions]) -> Conditions:
     """Prepared conditions one behind the other in the batch."""
-    texts = [cond.text for cond in conds]
-    sounds = [cond.audio for cond in conds]
+    texts = [cond.text for cond in conds if isinstance(cond.text, TextKeys)]
+    sounds = [cond.audio.vectors for cond in conds if isinstance(cond.audio, AudioVectors)]
+    pooled = [text.pooled for text in texts if text.pooled is not None]
     return Conditions(
         image=torch.cat([cond.image for cond in conds]),
-        audio=AudioVectors(torch.cat([s.vectors for s in sounds if isinstance(s, AudioVectors)], dim=1)),
+        audio=AudioVectors(torch.cat(sounds, dim=1)),
         text=TextKeys(
-            tuple(torch.cat(keys) for keys in zip(*(t.keys for t in texts if isinstance(t, TextKeys)), strict=True)),
-            tuple(torch.cat(rows) for rows in zip(*(t.values for t in texts if isinstance(t, TextKeys)), strict=True)),
+            keys=tuple(torch.cat(layer) for layer in zip(*(text.keys for text in texts), strict=True)),
+            values=tuple(torch.cat(layer) for layer in zip(*(text.values for text in texts), strict=True)),
+            pooled=torch.cat(pooled) if pooled else None,
         ),
     )

@@ -13,6 +13,7 @@ This module knows nothing of sound, time or who wants a chunk remade.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -144,9 +145,9 @@ class ChunkMaker:
     def _conditions(self, index: int, rows: Tensor) -> Conditions:
         packed = pack_audio(rows) if index == 0 else rows
         cond = Conditions(image=self._images[min(index, 1)], audio=packed, text=self._text)
-        prepared = self._models.transformer.prepare(cond)
-        self._text = prepared.text
-        return prepared
+        # Audio stays as rows: guidance silences what is heard in them.
+        self._text = self._models.transformer.prepare(cond).text
+        return dataclasses.replace(cond, text=self._text)
 
     @torch.inference_mode()
     def _decode(self, latents: Tensor, before: Future[Decoded] | None, made: torch.cuda.Event | None) -> Decoded:
