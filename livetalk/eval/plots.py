@@ -1,4 +1,4 @@
-"""Line plots with Pillow alone, for loss curves and reports: no plotting package is needed to read a run.
+"""Line plots with Pillow alone, for reports: measuring a model needs no plotting package.
 
 This module does not know what the numbers mean.
 """
