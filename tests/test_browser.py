@@ -13,22 +13,10 @@ import pytest
 import soundfile
 from flash_avatar import FlashAvatar, beeps
 
+from livetalk.eval.browser import FLAGS
 from livetalk.media.sound import load_speech
 
 CHROMIUM = "/usr/bin/chromium"
-FLAGS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--autoplay-policy=no-user-gesture-required",
-    "--use-fake-ui-for-media-stream",
-    "--use-fake-device-for-media-stream",
-]
 SPEECH = sorted((Path(__file__).parents[1] / "examples" / "speech").glob("*.ogg"))
 
 pytestmark = pytest.mark.skipif(not shutil.which(CHROMIUM), reason="needs the Debian package chromium")
