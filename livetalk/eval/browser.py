@@ -169,9 +169,7 @@ def _speech(seconds: float) -> np.ndarray:
     """Our example speeches, one after the other."""
     paths = sorted((_ROOT / "examples" / "speech").glob("*.ogg"))
     if not paths or not (_ROOT / "app.py").exists():
-        raise LiveTalkError(
-            "The browser benchmark needs app.py and examples/ of a clone. Run it in the repository."
-        )
+        raise LiveTalkError("The browser benchmark needs app.py and examples/ of a clone. Run it in the repository.")
     parts: list[np.ndarray] = []
     while sum(map(len, parts)) < seconds * PLAYBACK_RATE:
         parts.append(load_speech(paths[len(parts) % len(paths)], PLAYBACK_RATE))
