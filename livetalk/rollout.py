@@ -127,6 +127,7 @@ def rollout(
     cache: KVCache | None = None,
     *,
     exit_steps: Sequence[int] | None = None,
+    first_trained: int = 0,
     spoil: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Tensor:
     """Chunk after chunk over a whole clip.
@@ -139,6 +140,7 @@ def rollout(
         cache: where to go on; None = a new stream.
         exit_steps: training: the step after which each chunk stops, see ``denoise_chunk``; only the latents see
             gradients, never what later chunks attend to.
+        first_trained: training: chunks before this one see no gradients at all.
         spoil: training: what a finished chunk ``[B, C, f, H, W]`` and its number are turned into before it becomes
             the past of later chunks.
 
@@ -153,7 +155,8 @@ def rollout(
     for chunk in range(chunks):
         part = cond.frames(chunk * frames, (chunk + 1) * frames)
         exit_step = None if exit_steps is None else exit_steps[chunk]
-        made = denoise_chunk(model, cache, part, noise[chunk], settings, exit_step=exit_step)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and chunk >= first_trained):
+            made = denoise_chunk(model, cache, part, noise[chunk], settings, exit_step=exit_step)
         latents.append(made)
         commit_chunk(model, cache, made if spoil is None else spoil(made.detach(), chunk), part)
     return torch.cat(latents, dim=2)

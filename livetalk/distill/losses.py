@@ -1,8 +1,8 @@
 """Training objectives of the distillation as pure functions of tensors (spec sections 10.1, 10.3 and 10.4).
 
 Where the published code has a defect (spec section 13) the functions do the mended thing: noise levels are ``t / 1000``
-everywhere, and frame 0, which is the given portrait, counts nowhere. ``published=True`` reproduces the reference instead,
-number by number, for comparison. This module does not know clips, optimisers, or how samples come about.
+everywhere, and frame 0, which is the given portrait, counts nowhere. ``published=True`` reproduces the reference
+instead, number by number, for comparison. This module does not know clips, optimisers, or how samples come about.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ class ScoreGradient:
     normaliser: Tensor
 
 
-def score_gradient(generated: Tensor, critic_x0: Tensor, teacher_x0: Tensor, *, published: bool = False) -> ScoreGradient:
+def score_gradient(
+    generated: Tensor, critic_x0: Tensor, teacher_x0: Tensor, *, published: bool = False
+) -> ScoreGradient:
     """Distribution matching gradient (spec section 10.3.4).
 
     Args:
