@@ -39,7 +39,8 @@ class OdeConfig:
         flawed_share: chunks given with a little noise that the network is not told of, and without loss: a past to
             recover from.
         flaw: strongest noise level of these.
-        real_share: steps that train on true clips instead, as the teacher was, so that nothing is forgotten.
+        real_share: steps that train on true clips instead, as the teacher was, so that nothing is forgotten; they also
+            pull back from what guidance has made of the pairs.
         real_clips: folder of their shards; "" = the clips the pairs were made of.
         real: what batches of true clips look like, and how much mouth and eyes count.
         level_floor: chunks at noise level s count 1 / (s^2 + floor); None = all the same, as published.
@@ -55,7 +56,7 @@ class OdeConfig:
     flaw: float = 0.15
     real_share: float = 0.0
     real_clips: str = ""
-    real: TeacherConfig = field(default_factory=TeacherConfig)
+    real: TeacherConfig = field(default_factory=lambda: TeacherConfig(whole_share=0.0))
     level_floor: float | None = None
     plain: bool = False
     dtype: str = "float32"
@@ -212,7 +213,7 @@ def train(
     preset: Preset,
     pairs: Path,
     folder: Path,
-    vae: nn.Module,
+    vae: nn.Module | None,
     loop: LoopConfig,
     config: OdeConfig | None = None,
     on_checkpoint: Callable[[Loop], None] | None = None,
@@ -224,7 +225,7 @@ def train(
         preset: the model to train and how it will be rolled out.
         pairs: folder made by ``write_pairs``.
         folder: for checkpoint and log.
-        vae: the frozen VAE of the latents; tells how much each latent channel counts.
+        vae: the frozen VAE of the latents; tells how much each latent channel counts. None = all the same.
         loop: length, rates.
         config: what a batch looks like.
         on_checkpoint: see ``Loop.run``.
@@ -237,7 +238,8 @@ def train(
     store = ClipStore(pairs)
     real = ClipStore(Path(config.real_clips)) if config.real_clips else None
     some = torch.stack([clip["latents"][:, :7] for clip in store.clips(range(min(len(store), 4)))]).float()
-    loss = OdeRegression(store, preset, config, channel_weights(vae, some), real)
+    channels = torch.ones(some.shape[1]) if vae is None else channel_weights(vae, some)
+    loss = OdeRegression(store, preset, config, channels, real)
     torch.manual_seed(loop.seed)
     model = CausalDiT(preset.model)
     if start is not None:
