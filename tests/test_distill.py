@@ -1,65 +1,87 @@
-"""The generator's training: clips on disk, what a batch looks like, falling loss, exact resume, evaluation."""
+"""The recipe: clips on disk, batches, and every stage from nothing to a model that loads (``distill all``)."""
 
 from __future__ import annotations
 
-import functools
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import TINY
 
+from livetalk.config import LIVETALK_1_3B, from_dict, to_dict
 from livetalk.distill import train
-from livetalk.distill.data import ClipStore, Encoders, channel_weights, hush, make_clip, write_shards
-from livetalk.distill.loop import (
-    CHECKPOINT,
-    LOG_FILE,
-    Loop,
-    LoopConfig,
-    LoopState,
-    flat_weights,
-    orthogonal,
-    write_weights,
-)
-from livetalk.distill.pretrain import DiffusionForcing, PretrainConfig, frame_rows, pretrain
-from livetalk.distill.sheets import contact_sheet, rollout_sheet
-from livetalk.distill.speech import HELD_OUT_SEED
+from livetalk.distill.curves import read_log
+from livetalk.distill.data import ClipStore, channel_weights, hush, make_clip
+from livetalk.distill.learner import save_tensors
+from livetalk.distill.loop import CURVES, LOG_FILE, Loop
+from livetalk.distill.recipes import Recipe, recipe
+from livetalk.distill.sheets import contact_sheet
+from livetalk.distill.teacher import TeacherConfig, TeacherLoss, frame_rows
 from livetalk.distill.visemes import REST
-from livetalk.hub import Models, load_models, random_models
+from livetalk.hub import load_models, random_models
 from livetalk.model.transformer import CausalDiT
 from livetalk.types import LiveTalkError, pictures_of
 from livetalk.voice import available_voices
 
-FRAMES = 12
-CLIPS = 4
-
+SMOKE = recipe("smoke")
+FRAMES = SMOKE.clip_frames
+RUNS = ("audio", "vae/joint", "vae/decoder", "teacher", "ode")
+GENERATOR = ("teacher", "ode")
 needs_renderer = pytest.mark.skipif(len(available_voices()) < 2, reason="needs the Debian packages espeak-ng and flite")
 
 
-@functools.lru_cache(maxsize=1)
-def tiny_models() -> Models:
-    return random_models(TINY, seed=3)
-
-
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a whole run of the recipe "smoke"."""
     reason = "drawing needs skia-python with the Debian packages libegl1 and libgl1"
     pytest.importorskip("skia", reason=reason, exc_type=ImportError)
-    folder = tmp_path_factory.mktemp("clips")
-    models = tiny_models()
-    write_shards(folder, range(CLIPS), FRAMES, TINY, Encoders(models.vae, models.audio, models.text))
+    folder = tmp_path_factory.mktemp("run")
+    figures = train.run("all", "smoke", folder)
+    assert list(figures) == list(train.STAGES)
     return folder
 
 
-def run(clips: Path, folder: Path, steps: int = 6, matrix_rate: float = 0.01, **more: int) -> Loop:
-    loop = LoopConfig(steps=steps, warmup_steps=2, matrix_rate=matrix_rate, log_every=1)
-    return pretrain(TINY, clips, folder, tiny_models().vae, loop, PretrainConfig(batch=3), **more)
+@needs_renderer
+def test_the_whole_recipe_runs_and_its_result_loads(run: Path) -> None:
+    assert load_models(run / "model").preset.name == "smoke"
+    for name in GENERATOR:
+        assert list((run / name).glob("step-*.png")), "a contact sheet beside the checkpoint"
+        assert (run / name / CURVES).is_file()
+    assert from_dict(Recipe, json.loads((run / "recipe.json").read_text())) == SMOKE
 
 
 @needs_renderer
-def test_a_clip_follows_from_its_seed(clips: Path) -> None:
+@pytest.mark.parametrize("name", RUNS)
+def test_the_loss_of_every_stage_falls(run: Path, name: str) -> None:
+    fixed = {key: values for key, (_, values) in read_log(run / name / LOG_FILE).items() if "fixed" in key}
+    assert fixed
+    for values in fixed.values():
+        assert values[-1] < values[0]
+
+
+@needs_renderer
+@pytest.mark.parametrize("name", GENERATOR)
+def test_resume_gives_the_same_weights(run: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_out = GENERATOR[GENERATOR.index(name) :]
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns(*leave_out))
+    with monkeypatch.context() as patch:
+        whole = Loop.run
+        patch.setattr(Loop, "run", lambda self, on_checkpoint=None: whole(self, stop_after=3))
+        train.run(name, "smoke", tmp_path / "run")
+    interrupted = load_file(tmp_path / "run" / name / train.RESULT)
+    train.run(name, "smoke", tmp_path / "run")
+    resumed, expected = load_file(tmp_path / "run" / name / train.RESULT), load_file(run / name / train.RESULT)
+    assert all(torch.equal(resumed[key], expected[key]) for key in expected)
+    assert not all(torch.equal(interrupted[key], expected[key]) for key in expected)
+
+
+@needs_renderer
+def test_a_clip_follows_from_its_seed(run: Path) -> None:
     first, again, other = (make_clip(seed, 13, 32, "plain") for seed in (1, 1, 2))
     assert np.array_equal(first.pictures, again.pictures)
     assert np.array_equal(first.samples, again.samples)
@@ -69,9 +91,9 @@ def test_a_clip_follows_from_its_seed(clips: Path) -> None:
 
 
 @needs_renderer
-def test_shards_hold_clips_and_their_truth(clips: Path) -> None:
-    store = ClipStore(clips)
-    assert len(store) == CLIPS
+def test_shards_hold_clips_and_their_truth(run: Path) -> None:
+    store = ClipStore(run / "clips")
+    assert len(store) == SMOKE.clips
     clip = store.clip(0)
     pictures = pictures_of(FRAMES)
     assert clip["latents"].shape == (16, FRAMES, 4, 4)
@@ -80,9 +102,101 @@ def test_shards_hold_clips_and_their_truth(clips: Path) -> None:
     assert ((clip["spots"] > 0.2) & (clip["spots"] < 0.9)).all(), "mouth and eyes lie inside the picture"
 
 
+@needs_renderer
+def test_a_batch_is_a_moment_of_a_rollout(run: Path) -> None:
+    store, preset = ClipStore(run / "clips"), SMOKE.preset
+    config = TeacherConfig(batch=16, audio_dropout=0.5, sinks=(0, 3))
+    forcing = TeacherLoss(store, preset, config, torch.ones(16))
+    draws = torch.Generator().manual_seed(0)
+    windows = forcing.windows(draws)
+    assert windows.latents.shape == (16, 16, preset.rollout.window_frames, 4, 4)
+    assert torch.equal(windows.latents[windows.starts, :, :1], windows.portraits[windows.starts])
+    assert (windows.weights[windows.starts, :, 0] == 0).all(), "the given frame has no loss"
+    silent = (windows.audio[..., :8] == 0).all(dim=(1, 2)).sum()
+    assert 0 < silent < 16
+    starts = {tuple(forcing.frames(store.clip(0), draws).tolist()) for _ in range(80)}
+    assert starts == {tuple(range(9)), (0, 1, 2, 6, 7, 8, 9, 10, 11), tuple(range(3, 12))}
+    levels = forcing.levels(2000, 3, draws, same=False)
+    assert 0.15 < float((levels == 0).float().mean()) < 0.2
+    assert {1.0, 0.75} <= set(levels.unique().tolist())
+
+
+def test_livetalk_trains_from_given_weights(tmp_path: Path) -> None:
+    """The 1.3B recipe with shrunken sizes: a larger teacher, velocity, shift 5, absolute positions, accelerate."""
+    state = pytest.importorskip("accelerate.state")
+    chosen = shrunken(recipe("livetalk-1.3b"))
+    published_stand_ins(chosen, tmp_path)
+    try:
+        figures = train.run_recipe(chosen, tmp_path)
+    finally:
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+    assert "skipped" in figures["vae"]
+    made = load_file(tmp_path / "model" / train.RESULT)
+    assert made.keys() == CausalDiT(chosen.preset.model).state_dict().keys()
+    for name in ("ode",):
+        fixed = read_log(tmp_path / name / LOG_FILE)["fixed"][1]
+        assert fixed[-1] < fixed[0]
+
+
+def shrunken(chosen: Recipe) -> Recipe:
+    """The same run with a tiny network and four steps."""
+    model = replace(TINY.model, audio_width=24)
+    rollout = replace(LIVETALK_1_3B.rollout, window_frames=15, sink_frames=9)
+    preset = replace(chosen.preset, height=32, width=32, model=model, rollout=rollout)
+    short = {"steps": 4, "learning_rate": 2e-3, "log_every": 1, "curves": False}
+    return replace(
+        chosen,
+        preset=preset,
+        clip_frames=9,
+        pairs=replace(chosen.pairs, clips=2, frames=9, steps=4, dtype="float32"),
+        ode_loop=replace(chosen.ode_loop, **short),
+    )
+
+
+def published_stand_ins(chosen: Recipe, folder: Path) -> None:
+    """Random weights where the published ones would be, and two curated clips."""
+    model = chosen.preset.model
+    for name, sizes in (("student", model), ("teacher", replace(model, width=48, heads=3, layers=4, ffn_width=64))):
+        torch.manual_seed(len(name))
+        (folder / "given").mkdir(exist_ok=True)
+        save_tensors(folder / "given" / f"{name}.safetensors", CausalDiT(sizes).state_dict())
+    draws = torch.Generator().manual_seed(0)
+    pictures, frames = pictures_of(chosen.clip_frames), chosen.clip_frames
+    clips = {
+        "latents": torch.randn(2, 16, frames, 4, 4, generator=draws).half(),
+        "audio": torch.randn(2, pictures, model.heard_width, generator=draws).half(),
+        "text": torch.randn(2, model.text_tokens, model.text_width, generator=draws).half(),
+        "poses": torch.zeros(2, pictures, 12),
+        "spots": torch.full((2, pictures, 3, 2), 0.5),
+        "seeds": torch.arange(2),
+    }
+    (folder / "clips").mkdir()
+    save_tensors(folder / "clips" / "shard-00000000.safetensors", clips)
+
+
+def test_a_recipe_can_be_read_from_a_file(tmp_path: Path) -> None:
+    for name in ("mini", "livetalk-1.3b"):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(to_dict(recipe(name))))
+        assert recipe(str(path)) == recipe(name)
+    with pytest.raises(LiveTalkError, match=r"livetalk-1\.3b"):
+        recipe("maxi")
+    with pytest.raises(LiveTalkError, match=r"recipe\.json"):
+        recipe(str(tmp_path / "no.json"))
+
+
 def test_an_empty_folder_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(LiveTalkError, match="no clips"):
         ClipStore(tmp_path)
+
+
+def test_an_unknown_stage_lists_the_stages(tmp_path: Path) -> None:
+    with pytest.raises(LiveTalkError, match="teacher"):
+        train.run("bake", "smoke", tmp_path)
+    with pytest.raises(LiveTalkError, match="distill vae"):
+        train.run("data", "smoke", tmp_path)
+    with pytest.raises(LiveTalkError, match="published weights"):
+        train.run("teacher", "livetalk-1.3b", tmp_path)
 
 
 def test_hush_silences_sound_and_mouth() -> None:
@@ -101,78 +215,12 @@ def test_rows_are_packed_as_the_network_packs_them() -> None:
     assert frame_rows(rows)[:, :, 0].tolist() == [[0, 0, 0, 0], [1, 2, 3, 4], [5, 6, 7, 8]]
 
 
-@needs_renderer
-def test_a_batch_is_a_moment_of_a_rollout(clips: Path) -> None:
-    store = ClipStore(clips)
-    forcing = DiffusionForcing(store, TINY, PretrainConfig(batch=16, audio_dropout=0.5), torch.ones(16))
-    draws = torch.Generator().manual_seed(0)
-    windows = forcing.windows(draws)
-    assert windows.latents.shape == (16, 16, TINY.rollout.window_frames, 4, 4)
-    assert torch.equal(windows.latents[:, :, :1], windows.portraits), "the sink chunk begins with the portrait"
-    assert (windows.weights[:, :, 0] == 0).all(), "the given frame has no loss"
-    silent = (windows.audio == 0).all(dim=(1, 2)).sum()
-    assert 0 < silent < 16
-    starts = {tuple(forcing.frames(store.clip(0), draws).tolist()) for _ in range(50)}
-    assert starts == {(0, 1, 2, 3, 4, 5, 6, 7, 8), (0, 1, 2, 6, 7, 8, 9, 10, 11)}
-    levels = forcing.levels(2000, draws)
-    assert 0.15 < float((levels == 0).float().mean()) < 0.2
-    assert {1.0, 0.75} <= set(levels.unique().tolist())
-
-
-@needs_renderer
-def test_the_loss_falls_and_resume_is_exact(clips: Path, tmp_path: Path) -> None:
-    whole = run(clips, tmp_path / "whole")
-    assert len((tmp_path / "whole" / LOG_FILE).read_text().splitlines()) == 6
-    assert (tmp_path / "whole" / CHECKPOINT).is_file()
-
-    part = tmp_path / "part"
-    assert run(clips, part, stop_after=3).state.step == 3
-    resumed = run(clips, part)
-    assert resumed.state.step == 6
-    for one, other in ((whole.state.weights, resumed.state.weights), (whole.state.average, resumed.state.average)):
-        assert torch.equal(one, other)
-
-
-def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
-    LoopState.start(torch.zeros(7)).save(tmp_path / CHECKPOINT)
-    with pytest.raises(LiveTalkError, match="7 weights"):
-        LoopState.load(tmp_path / CHECKPOINT, torch.zeros(8))
-
-
-def test_flat_weights_go_back_where_they_came_from() -> None:
-    one, two = CausalDiT(TINY.model), CausalDiT(TINY.model)
-    write_weights(two, flat_weights(one))
-    for a, b in zip(one.parameters(), two.parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_orthogonal_keeps_directions_and_levels_strengths() -> None:
-    matrices = torch.randn(3, 24, 48, generator=torch.Generator().manual_seed(0))
-    strengths = torch.linalg.svdvals(orthogonal(matrices))
-    assert float(strengths.min()) > 0.5
-    assert float(strengths.max()) < 1.5
-
-
 def test_channels_that_change_pictures_more_weigh_more() -> None:
-    models = tiny_models()
-    weights = channel_weights(models.vae, torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(0)))
+    vae = random_models(TINY, seed=3).vae
+    weights = channel_weights(vae, torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(0)))
     assert weights.shape == (16,)
     assert float(weights.min()) >= 0.4
     assert float(weights.max()) <= 2.5
-
-
-@needs_renderer
-def test_a_sheet_shows_truth_above_rollout(clips: Path) -> None:
-    models = tiny_models()
-    sheet = rollout_sheet(models.transformer, models.vae, ClipStore(clips), TINY)
-    assert sheet.size == (pictures_of(FRAMES) // 6 * 32, 2 * CLIPS * 32)
-
-
-def test_an_unknown_stage_lists_the_stages(tmp_path: Path) -> None:
-    with pytest.raises(LiveTalkError, match="pretrain"):
-        train.run("bake", "smoke", tmp_path)
-    with pytest.raises(LiveTalkError, match="distill vae"):
-        train.run("data", "smoke", tmp_path)
 
 
 def test_contact_sheet_lays_out_rows() -> None:
@@ -182,27 +230,3 @@ def test_contact_sheet_lays_out_rows() -> None:
     assert sheet.shape == (16, 24, 3)
     assert sheet[:, 8:16].min() == 255
     assert sheet[:, 16:].max() == 0
-
-
-@needs_renderer
-def test_evaluation_runs_through_the_performer(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from livetalk.eval import clips as evaluation
-    from livetalk.rulers import Probe
-
-    monkeypatch.setattr(evaluation, "find_probe", lambda: Probe().eval())
-    monkeypatch.setattr(evaluation, "SILENCE_S", 1.0)
-    plan = evaluation.Plan(clips=1, seconds=1.5, long_clips=0, silent_clips=1)
-    report = evaluation.evaluate(tiny_models(), plan)
-    figures = report["clips"][0]
-    assert {"sync_r", "amplitude", "shifted_r", "identity", "ceiling"} <= set(figures)
-    assert report["summary"]["clips"] == 1
-    with pytest.raises(LiveTalkError, match="trained on"):
-        evaluation.evaluate(tiny_models(), replace(plan, first_seed=HELD_OUT_SEED - 1))
-
-
-@needs_renderer
-def test_the_whole_recipe_runs_and_its_result_loads(clips: Path, tmp_path: Path) -> None:
-    figures = train.run("all", "smoke", tmp_path)
-    assert list(figures) == list(train.STAGES)
-    assert load_models(tmp_path / "model").preset.name == "smoke"
-    assert list((tmp_path / "pretrain").glob("step-*.png")), "a contact sheet beside the checkpoint"

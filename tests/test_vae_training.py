@@ -12,20 +12,17 @@ from safetensors.torch import load_file
 
 from livetalk.config import VaeConfig
 from livetalk.distill.clip_pool import ClipPool, CropSettings, babble, spot_weights
-from livetalk.distill.vae import (
-    VaeRecipe,
-    VaeTrainer,
-    VaeTraining,
-    normalise_latents,
-    start_from_components,
-    train_vae,
-    training_step,
-)
+from livetalk.distill.curves import read_log
+from livetalk.distill.loop import Loop, LoopConfig
+from livetalk.distill.optimisers import convolutions
+from livetalk.distill.vae import VaeLoss, VaeRecipe, VaeTraining, normalise_latents, start_from_components, train_vae
 from livetalk.model.small_vae import SmallVideoVAE
 from livetalk.types import LiveTalkError
 
 TINY = VaeConfig(kind="small", widths=(16, 16, 16), encoder_widths=(16, 16, 16))
-TRAINING = VaeTraining(budget_s=1e9, crops=CropSettings(batch=2, pixels=16, pictures=5), warm_up_steps=1)
+LOOP = LoopConfig(steps=4, learning_rate=2e-3, matrix_rate=0.005, warmup_steps=1, log_every=1, curves=False)
+TRAINING = VaeTraining(LOOP, crops=CropSettings(batch=2, pixels=16, pictures=5))
+FROZEN = dataclasses.replace(TRAINING, freeze_encoder=True)
 
 
 @pytest.fixture()
@@ -66,58 +63,45 @@ def test_principal_components_are_a_good_start(pool: ClipPool) -> None:
     assert _error(vae, _whole(pool)) < 0.05 < before
 
 
-def test_training_lowers_the_loss_and_a_frozen_encoder_stays(pool: ClipPool, tmp_path: Path) -> None:
+def test_a_frozen_encoder_stays(pool: ClipPool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     vae = SmallVideoVAE(TINY)
-    start_from_components(vae, pool, clips=40)
-    torch.nn.init.constant_(vae.linear_decoder.bias, 1.0)  # something plain to learn: pictures are too bright
-    video, weight = pool.crops(np.random.default_rng(3), TRAINING.crops)
-
-    def loss() -> float:
-        torch.manual_seed(1)
-        return float(training_step(vae, video, weight, frozen).detach())
-
-    frozen = dataclasses.replace(TRAINING, freeze_encoder=True)
-    trainer = VaeTrainer(vae, pool, frozen, tmp_path)
-    before, latents = loss(), vae.encode(video).detach()
-    for _ in range(8):
-        trainer.advance()
-    assert loss() < before
+    video = _whole(pool)[:1]
+    latents = vae.encode(video).detach()
+    vae.encoder.requires_grad_(False)
+    vae.linear_encoder.requires_grad_(False)
+    Loop(vae, VaeLoss(pool, FROZEN), LOOP, tmp_path / "decoder", matrices=convolutions).run()
     assert torch.equal(vae.encode(video).detach(), latents)
-    joint = VaeTrainer(vae, pool, TRAINING, tmp_path)
-    joint.advance()
+    vae.requires_grad_(True)
+    Loop(vae, VaeLoss(pool, TRAINING), LOOP, tmp_path / "joint", matrices=convolutions).run()
     assert not torch.equal(vae.encode(video).detach(), latents)
 
 
 def test_a_resumed_run_continues_exactly(pool: ClipPool, tmp_path: Path) -> None:
-    def fresh() -> VaeTrainer:
+    def run(folder: Path, stop_after: int | None = None) -> Loop:
         torch.manual_seed(0)
-        return VaeTrainer(SmallVideoVAE(TINY), pool, TRAINING, tmp_path)
+        loop = Loop(SmallVideoVAE(TINY), VaeLoss(pool, TRAINING), LOOP, folder, matrices=convolutions)
+        loop.run(stop_after=stop_after)
+        return loop
 
-    trainer = fresh()
-    trainer.advance()
-    trainer.save()
-    expected = trainer.advance()
-    resumed = fresh()
-    resumed.resume()
-    assert resumed.step == 1
-    assert resumed.advance() == expected
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "part", stop_after=2)
+    part = run(tmp_path / "part")
+    assert torch.equal(whole.state.weights, part.state.weights)
+    assert torch.equal(whole.state.average, part.state.average)
 
 
-def test_saved_weights_load_and_rescaling_keeps_the_pictures(pool: ClipPool, tmp_path: Path) -> None:
+def test_rescaling_keeps_the_pictures(pool: ClipPool) -> None:
     torch.manual_seed(0)
     vae = SmallVideoVAE(TINY)
     start_from_components(vae, pool, clips=20)
-    VaeTrainer(vae, pool, TRAINING, tmp_path).save()
-    loaded = SmallVideoVAE(TINY)
-    loaded.load_state_dict(load_file(tmp_path / "vae.safetensors"))
-    torch.nn.init.normal_(loaded.decoder.out.weight, std=0.05)
-    loaded.eval()
+    torch.nn.init.normal_(vae.decoder.out.weight, std=0.05)
+    vae.eval()
     video = _whole(pool)
-    before = loaded.decode(loaded.encode(video)).detach()
-    normalise_latents(loaded, pool, clips=8)
-    latents = loaded.encode(video).detach()
-    after = loaded.decode(latents).detach()
+    before = vae.decode(vae.encode(video)).detach()
+    normalise_latents(vae, pool, clips=8)
+    latents = vae.encode(video).detach()
+    after = vae.decode(latents).detach()
     assert float(latents.mean((0, 2, 3, 4)).abs().max()) < 1e-3
     assert torch.allclose(latents.std((0, 2, 3, 4)), torch.ones(16), atol=1e-2)
     assert float((after - before).abs().mean()) < 5e-3  # not zero: borders are padded with another zero
@@ -145,12 +129,15 @@ def test_a_missing_pool_is_explained(tmp_path: Path) -> None:
 
 
 def test_the_recipe_runs_through_and_is_not_done_twice(pool: ClipPool, tmp_path: Path) -> None:
-    short = dataclasses.replace(TRAINING, budget_s=0.2)
-    recipe = VaeRecipe(joint=short, decoder=dataclasses.replace(short, freeze_encoder=True))
+    assert len(pool.pictures) == 8
+    recipe = VaeRecipe(start_crops=40, ranks=1, joint=TRAINING, decoder=FROZEN)
     weights = load_file(train_vae(tmp_path, TINY, recipe))
     frozen = load_file(tmp_path / "encoder.safetensors")
     assert torch.equal(weights["linear_encoder.weight"], frozen["linear_encoder.weight"])
     assert not torch.equal(weights["linear_decoder.weight"], frozen["linear_decoder.weight"])
+    for part in ("joint", "decoder"):
+        fixed = read_log(tmp_path / part / "log.jsonl")["fixed"][1]
+        assert fixed[-1] < fixed[0]
     first = (tmp_path / "encoder.safetensors").stat().st_mtime_ns
     again = load_file(train_vae(tmp_path, TINY, recipe))
     assert (tmp_path / "encoder.safetensors").stat().st_mtime_ns == first

@@ -1,22 +1,25 @@
 """Trains the embedded model's ear: sound to mouth, supervised by synthetic speech.
 
 Labelled clips are spoken once, then heard through a different room and microphone at every step. The encoder is
-frozen afterwards, and what its head reads is the ceiling of any picture made from its features.
+frozen afterwards, and what its head reads is the ceiling of any picture made from its features. This module does not
+know pictures, nor who listens to the features.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
 
+from livetalk.distill.learner import save_tensors
+from livetalk.distill.loop import Loop, LoopConfig
 from livetalk.distill.speech import HELD_OUT_SEED, SpeechClip, augment, speech_clip
 from livetalk.model.mel import MelAudioEncoder
 from livetalk.types import MODEL_SAMPLES_PER_PICTURE
@@ -30,16 +33,25 @@ EVALUATION_VOICES = ("espeak:en-us+m7", "flite:slt", "espeak:en-us+f2", "flite:r
 
 @dataclass(frozen=True)
 class EarTraining:
-    """Sizes of one run. ``limit_s`` ends it early (the learning rate still anneals)."""
+    """Sizes of one run.
+
+    Attributes:
+        clips: spoken clips to learn from.
+        seconds: length of each.
+        batch: clips a step.
+        evaluation_clips: unseen clips for each voice it is judged by; 0 = no judgement.
+        loop: length and rates.
+    """
 
     clips: int = 1_600
     seconds: float = 6.0
     batch: int = 24
-    steps: int = 2_500
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.02
-    limit_s: float = 1_200.0
-    seed: int = 0
+    evaluation_clips: int = 12
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(
+            steps=2_500, learning_rate=3e-3, last_rate=1e-3, weight_decay=0.02, warmup_steps=50
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -68,54 +80,55 @@ def windows_of(encoder: MelAudioEncoder, sound: Tensor) -> tuple[Tensor, int]:
     return torch.nn.functional.pad(sound, (encoder.past_samples, encoder.look_ahead_samples)), rows
 
 
+class EarLoss:
+    """Draws spoken clips, alters them, and gives the weighted squared error of the mouth (a ``BatchLoss``).
+
+    Args:
+        library: the clips.
+        batch: clips a step.
+    """
+
+    def __init__(self, library: ClipLibrary, batch: int) -> None:
+        self.library, self.batch = library, batch
+        self.weights = torch.tensor(MOUTH_WEIGHTS) / torch.tensor(LABEL_SCALE).square()
+
+    def __call__(self, encoder: nn.Module, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Loss of a fresh batch."""
+        assert isinstance(encoder, MelAudioEncoder)
+        rng = np.random.default_rng(int(torch.randint(2**62, (), generator=draws)))
+        sound, mouth = self.library.batch(rng.integers(0, len(self.library.sound), self.batch), rng)
+        window, rows = windows_of(encoder, torch.from_numpy(sound))
+        told = encoder.mouth(encoder(window, rows))
+        return ((told - torch.from_numpy(mouth)).square() * self.weights).mean(), {}
+
+
 def train_ear(
     encoder: MelAudioEncoder,
     library: ClipLibrary,
     plan: EarTraining,
-    save: Callable[[MelAudioEncoder], None] | None = None,
+    folder: Path,
+    stop_after: int | None = None,
 ) -> MelAudioEncoder:
-    """Trains in place on one thread; AdamW, cosine rate, weighted squared error.
+    """Train, or go on with the run in ``folder``.
 
     Args:
-        encoder: fresh or pretrained.
+        encoder: fresh or pretrained; receives the moving average in the end.
         library: the clips.
         plan: sizes.
-        save: called every 250 steps and at the end.
+        folder: for checkpoint, log and curves.
+        stop_after: see ``Loop.run``.
 
     Returns:
         The encoder, its features standardised on the library.
     """
-    rng = np.random.default_rng(plan.seed)
-    optimiser = torch.optim.AdamW(encoder.parameters(), plan.learning_rate, (0.9, 0.98), weight_decay=plan.weight_decay)
-    weights = torch.tensor(MOUTH_WEIGHTS) / torch.tensor(LABEL_SCALE).square()
-    started, mean_loss = time.monotonic(), 0.0
-    step = 0
-    while step < plan.steps:
-        progress = max(step / plan.steps, (time.monotonic() - started) / plan.limit_s)
-        if progress >= 1:
-            break
-        for group in optimiser.param_groups:
-            group["lr"] = plan.learning_rate * min(1, (step + 1) / 50) * 0.5 * (1 + np.cos(np.pi * progress)) + 1e-6
-        sound, mouth = library.batch(rng.integers(0, len(library.sound), plan.batch), rng)
-        window, rows = windows_of(encoder, torch.from_numpy(sound))
-        told = encoder.mouth(encoder(window, rows))
-        loss = ((told - torch.from_numpy(mouth)).square() * weights).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
-        optimiser.step()
-        step += 1
-        mean_loss += (float(loss.detach()) - mean_loss) / min(step, 50)
-        if step % 50 == 0:
-            logger.info("step %d loss %.4f after %.0f s", step, mean_loss, time.monotonic() - started)
-        if step % 250 == 0 and save is not None:
-            save(encoder)
-    sound, _ = library.batch(np.arange(min(200, len(library.sound))), rng)
+    about: dict[str, object] = {"stage": "audio", "plan": asdict(plan)}
+    loop = Loop(encoder, EarLoss(library, plan.batch), plan.loop, folder, about)
+    loop.run(stop_after=stop_after)
+    loop.load_average(encoder)
+    sound, _ = library.batch(np.arange(min(200, len(library.sound))), np.random.default_rng(plan.loop.seed))
     with torch.no_grad():
         window, rows = windows_of(encoder, torch.from_numpy(sound))
         encoder.standardise(encoder(window, rows))
-    if save is not None:
-        save(encoder)
     return encoder
 
 
@@ -137,15 +150,8 @@ def evaluation_clips(voice: str, count: int = 12, seconds: float = 8.0) -> list[
     return [speech_clip(seed, seconds, held_out=True, voice=voice) for seed in seeds]
 
 
-def save_ear(encoder: MelAudioEncoder, path: Path) -> None:
-    """Writes the encoder's weights, head included, as safetensors."""
-    partial = path.with_suffix(".partial")
-    save_file({name: value.contiguous() for name, value in encoder.state_dict().items()}, str(partial))
-    partial.replace(path)
-
-
 def run(folder: Path, plan: EarTraining, encoder: MelAudioEncoder) -> dict[str, list[float]]:
-    """Speaks the clips (kept in ``folder`` for the next run), trains, evaluates, saves ``audio.safetensors``.
+    """Speaks the clips (kept in ``folder`` for the next run), trains, saves ``audio.safetensors``, judges.
 
     Returns:
         For each evaluation voice the correlation of openness, width and teeth.
@@ -155,11 +161,14 @@ def run(folder: Path, plan: EarTraining, encoder: MelAudioEncoder) -> dict[str, 
         with np.load(stored) as data:
             library = ClipLibrary(data["sound"], data["mouth"])
     else:
-        library = ClipLibrary.of([speech_clip(seed, plan.seconds) for seed in range(plan.clips)])
-        np.savez(stored, sound=library.sound, mouth=library.mouth)
+        seeds = tqdm(range(plan.clips), desc="speech", disable=not sys.stderr.isatty(), leave=False)
+        library = ClipLibrary.of([speech_clip(seed, plan.seconds) for seed in seeds])
+        partial = stored.with_name("clips.part.npz")
+        np.savez(partial, sound=library.sound, mouth=library.mouth)
+        partial.replace(stored)
     logger.info("%d clips ready", len(library.sound))
-    train_ear(encoder, library, plan, lambda current: save_ear(current, folder / "audio.safetensors"))
-    figures = {voice: hear(encoder, evaluation_clips(voice)).round(4).tolist() for voice in EVALUATION_VOICES}
-    for voice, values in figures.items():
-        logger.info("%s open/wide/teeth %s", voice, values)
-    return figures
+    train_ear(encoder, library, plan, folder)
+    save_tensors(folder / "audio.safetensors", encoder.state_dict())
+    voices = EVALUATION_VOICES if plan.evaluation_clips else ()
+    clips = {voice: evaluation_clips(voice, plan.evaluation_clips) for voice in voices}
+    return {voice: hear(encoder, heard).round(4).tolist() for voice, heard in clips.items()}

@@ -1,94 +1,65 @@
 """The recipe, stage by stage: from nothing to a folder that ``livetalk.load`` opens.
 
-``vae`` and ``audio`` train the two encoders, ``probe`` the ruler, ``data`` makes the clips and stores them through the
-frozen encoders, ``pretrain`` trains the generator, ``export`` writes the weights people load. Every stage leaves its
+``rulers`` trains what measures, ``audio`` and ``vae`` the two encoders, ``data`` makes the clips and stores them
+through the frozen encoders, ``teacher`` trains the many-step network, ``ode`` turns it into a few-step causal student,
+``dmd`` teaches that student on its own rollouts, ``export`` writes the weights people load. Every stage leaves its
 result in the run's folder, takes those of earlier stages from there, and goes on where it was stopped.
 
-This module knows the order and the budgets. It does not know how a stage works.
+This module knows the order. It does not know how a stage works, nor its budget (``recipes``).
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from livetalk.config import MINI, Preset, to_dict
-from livetalk.distill import audio, rulers
-from livetalk.distill.clip_pool import CropSettings
-from livetalk.distill.data import ClipStore, Encoders, write_shards
-from livetalk.distill.loop import CHECKPOINT, Loop, LoopConfig, LoopState, flat_weights, run_ranks, write_weights
-from livetalk.distill.pretrain import PretrainConfig, pretrain
+from livetalk.config import to_dict
+from livetalk.distill import audio, dmd, ode, rulers, teacher
+from livetalk.distill.data import CLIPS_PER_SHARD, ClipStore, Encoders, write_shards
+from livetalk.distill.learner import save_tensors
+from livetalk.distill.loop import LOG_FILE, Loop, LoopConfig, code_version
+from livetalk.distill.pairs import write_pairs
+from livetalk.distill.ranks import Team, default_ranks, run_ranks, run_shares, training_device
+from livetalk.distill.recipes import Recipe, recipe
 from livetalk.distill.sheets import rollout_sheet
 from livetalk.distill.speech import HELD_OUT_SEED
-from livetalk.distill.vae import VaeRecipe, VaeTraining, train_vae
+from livetalk.distill.vae import train_vae
 from livetalk.hub import fast_dtype, save_models
 from livetalk.model.mel import MelAudioEncoder
+from livetalk.model.originals import load_transformer, load_vae
 from livetalk.model.small_vae import SmallVideoVAE
-from livetalk.model.storage import Storage
+from livetalk.model.storage import check_fit
 from livetalk.model.text import WordsTextEncoder
 from livetalk.model.transformer import CausalDiT
+from livetalk.model.vae import VideoVAE
 from livetalk.types import LiveTalkError
 
 log = logging.getLogger(__name__)
 
-Stage = Literal["vae", "audio", "probe", "data", "pretrain", "export"]
-STAGES: tuple[Stage, ...] = ("vae", "audio", "probe", "data", "pretrain", "export")
-SHEET_CLIPS = 3
+Stage = Literal["rulers", "audio", "vae", "data", "teacher", "ode", "dmd", "export"]
+STAGES: tuple[Stage, ...] = ("rulers", "audio", "vae", "data", "teacher", "ode", "dmd", "export")
+RESULT = "model.safetensors"
+"""In the folder of each stage that trains the generator: its moving average, float32."""
+
+Figures = dict[str, Any]
+ConfigT = TypeVar("ConfigT", teacher.TeacherConfig, ode.OdeConfig, dmd.DmdConfig)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Budgets of one run.
-
-    Attributes:
-        preset: the model.
-        clips: clips to train the generator on, with seeds 0, 1, ...
-        clip_frames: latent frames of each.
-        ranks: processes of one thread that train the generator together; 0 = one per core, at most four.
-        storage: number format of the exported matrices.
-    """
-
-    preset: Preset
-    clips: int = 3_000
-    clip_frames: int = 30
-    ranks: int = 0
-    vae: VaeRecipe = field(default_factory=VaeRecipe)
-    audio: audio.EarTraining = field(default_factory=audio.EarTraining)
-    probe: rulers.ProbeTraining = field(default_factory=rulers.ProbeTraining)
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(budget_s=9_000.0, matrix_rate=0.01))
-    storage: Storage = "float16"
-
-
-def recipe(name: str) -> Recipe:
-    """The recipe of that name: "mini" as shipped, "smoke" to see in a minute that every stage runs.
-
-    Raises:
-        LiveTalkError: no such recipe.
-    """
-    if name == "mini":
-        return Recipe(MINI)
-    if name == "smoke":
-        return _smoke()
-    raise LiveTalkError(f"There is no recipe {name!r}. Known recipes: mini, smoke.")
-
-
-def run(stage: str, config: str = "mini", folder: Path = Path("runs/mini")) -> dict[str, Any]:
+def run(stage: str, config: str = "mini", folder: Path = Path("runs/mini")) -> Figures:
     """Run one stage, or all of them.
 
     Args:
         stage: one of ``STAGES``, or "all".
-        config: name of a recipe.
+        config: name of a recipe, or a JSON file with one.
         folder: the run's folder.
 
     Returns:
@@ -99,83 +70,194 @@ def run(stage: str, config: str = "mini", folder: Path = Path("runs/mini")) -> d
     """
     if stage != "all" and stage not in STAGES:
         raise LiveTalkError(f"There is no stage {stage!r}. Stages: {', '.join(STAGES)}, all.")
-    chosen = recipe(config)
+    return run_recipe(recipe(config), folder, STAGES if stage == "all" else [name for name in STAGES if name == stage])
+
+
+def run_recipe(chosen: Recipe, folder: Path, stages: Any = STAGES) -> Figures:
+    """Run stages of a recipe in their order; see ``run``."""
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"recipe": config, "commit": _commit(), "preset": to_dict(chosen.preset)}
-    (folder / "run.json").write_text(json.dumps(about, indent=1) + "\n")
-    wanted = STAGES if stage == "all" else [name for name in STAGES if name == stage]
-    figures: dict[str, Any] = {}
-    for name in wanted:
+    if Team.join(chosen.ode_loop.engine).rank == 0:
+        (folder / "recipe.json").write_text(json.dumps(to_dict(chosen), indent=1) + "\n")
+        with (folder / "stages.jsonl").open("a") as file:
+            file.write(json.dumps({"stages": list(stages), "commit": code_version()}) + "\n")
+    figures: Figures = {}
+    for name in stages:
         log.info("stage %s", name)
         figures[name] = _RUNNERS[name](chosen, folder)
     return figures
 
 
-def _train_vae(chosen: Recipe, folder: Path) -> dict[str, Any]:
-    (folder / "vae").mkdir(exist_ok=True)
-    return {"weights": str(train_vae(folder / "vae", chosen.preset.vae, chosen.vae))}
+def _train_rulers(chosen: Recipe, folder: Path) -> Figures:
+    if chosen.given is not None:
+        return _nothing("the rulers know drawn faces only")
+    return {"held_out": rulers.run(folder / "model" / "probe.safetensors", chosen.rulers)}
 
 
-def _train_audio(chosen: Recipe, folder: Path) -> dict[str, Any]:
+def _train_audio(chosen: Recipe, folder: Path) -> Figures:
+    if chosen.given is not None:
+        return _nothing("wav2vec2 is given")
     (folder / "audio").mkdir(exist_ok=True)
     encoder = MelAudioEncoder(chosen.preset.audio, chosen.preset.model.heard_width)
     return {"open_wide_teeth": audio.run(folder / "audio", chosen.audio, encoder)}
 
 
-def _train_probe(chosen: Recipe, folder: Path) -> dict[str, Any]:
-    return {"open_wide_teeth_eyes": rulers.run(folder / "model" / "probe.safetensors", chosen.probe)}
+def _train_vae(chosen: Recipe, folder: Path) -> Figures:
+    if chosen.given is not None:
+        return _nothing("the VAE is given")
+    (folder / "vae").mkdir(exist_ok=True)
+    return {"weights": str(train_vae(folder / "vae", chosen.preset.vae, chosen.vae))}
 
 
-def _make_data(chosen: Recipe, folder: Path) -> dict[str, Any]:
-    encoders = _encoders(chosen, folder)
-    write_shards(folder / "clips", range(chosen.clips), chosen.clip_frames, chosen.preset, encoders)
-    held_out = range(HELD_OUT_SEED, HELD_OUT_SEED + SHEET_CLIPS)
-    write_shards(folder / "held-out", held_out, chosen.clip_frames, chosen.preset, encoders)
+def _make_data(chosen: Recipe, folder: Path) -> Figures:
+    """Make clips in several processes; shards that exist already are kept."""
+    wanted = {"clips": range(chosen.clips), "held-out": range(HELD_OUT_SEED, HELD_OUT_SEED + chosen.sheet_clips)}
+    shares = [
+        (chosen, folder, name, seeds[first : first + CLIPS_PER_SHARD])
+        for name, seeds in wanted.items()
+        for first in range(0, len(seeds), CLIPS_PER_SHARD)
+        if chosen.clips
+    ]
+    run_shares(chosen.ranks or default_ranks(), _make_shard, shares, "shards of clips", not sys.stderr.isatty())
     return {"clips": len(ClipStore(folder / "clips"))}
 
 
-def _pretrain(chosen: Recipe, folder: Path) -> dict[str, Any]:
+def _make_shard(share: tuple[Recipe, Path, str, range]) -> None:
+    """One share of the data, made in a process of its own."""
+    chosen, folder, name, seeds = share
+    text = WordsTextEncoder(chosen.preset.model.text_tokens, chosen.preset.model.text_width)
+    encoders = Encoders(_small_vae(chosen, folder), _ear(chosen, folder), text)
+    write_shards(folder / name, seeds, chosen.clip_frames, chosen.preset, encoders)
+
+
+def _train_teacher(chosen: Recipe, folder: Path) -> Figures:
+    if chosen.given is not None:
+        return _take_given(chosen, folder)
     _need(folder / "clips", "data")
-    ranks = chosen.ranks or min(4, os.cpu_count() or 1)
-    run_ranks(ranks, _pretrain_rank, chosen, folder)
-    last = (folder / "pretrain" / "log.jsonl").read_text().splitlines()[-1]
-    return dict(json.loads(last))
+    return _in_ranks(chosen, folder, "teacher", chosen.teacher_loop, _teacher_rank)
 
 
-def _pretrain_rank(chosen: Recipe, folder: Path) -> None:
-    """One rank of the generator's training."""
-    vae = _vae(chosen, folder)
-
-    def look(loop: Loop) -> None:
-        model = CausalDiT(chosen.preset.model)
-        loop.load_average(model)
-        sheet = rollout_sheet(model, vae, ClipStore(folder / "held-out"), chosen.preset)
-        sheet.save(folder / "pretrain" / f"step-{loop.state.step:06d}.png")
-
-    plan = replace(chosen.pretrain, dtype=str(fast_dtype(torch.device("cpu"))).removeprefix("torch."))
-    pretrain(chosen.preset, folder / "clips", folder / "pretrain", vae, chosen.loop, plan, look)
+def _teacher_rank(chosen: Recipe, folder: Path) -> None:
+    plan, loop = _fast(chosen.teacher, chosen.teacher_loop), chosen.teacher_loop
+    place, look = folder / "teacher", _sheets(chosen, folder)
+    vae = _small_vae(chosen, folder)
+    _keep(teacher.train(chosen.preset, folder / "clips", place, vae, loop, plan, look))
 
 
-def _export(chosen: Recipe, folder: Path) -> dict[str, Any]:
+def _take_given(chosen: Recipe, folder: Path) -> Figures:
+    """The given network of the student's size takes the place of a trained teacher: trajectories, first weights."""
+    assert chosen.given is not None
+    path = _given(folder / chosen.given.student)
+    student = load_transformer(path, chosen.preset)
+    with torch.device("meta"):
+        expected = CausalDiT(chosen.preset.model).state_dict()
+    check_fit({name: weight.shape for name, weight in expected.items()}, student.state_dict(), str(path))
+    if Team.join(chosen.ode_loop.engine).rank == 0:
+        (folder / "teacher").mkdir(exist_ok=True)
+        save_tensors(folder / "teacher" / RESULT, student.state_dict())
+    return {"parameters": sum(weight.numel() for weight in student.parameters())}
+
+
+def _train_ode(chosen: Recipe, folder: Path) -> Figures:
+    _need(folder / "teacher" / RESULT, "teacher")
+    return _in_ranks(chosen, folder, "ode", chosen.ode_loop, _ode_rank)
+
+
+def _ode_rank(chosen: Recipe, folder: Path) -> None:
+    loop, plan = chosen.ode_loop, _fast(chosen.ode, chosen.ode_loop)
+    start = folder / "teacher" / RESULT
+    pairs = folder / "pairs"
+    write_pairs(chosen.preset, folder / "clips", pairs, start, chosen.pairs, Team.join(loop.engine))
+    vae = None if plan.plain else _small_vae(chosen, folder)
+    look = _sheets(chosen, folder)
+    _keep(ode.train(chosen.preset, pairs, folder / "ode", vae, loop, plan, look, load_file(start)))
+
+
+def _train_dmd(chosen: Recipe, folder: Path) -> Figures:
+    _need(folder / "ode" / RESULT, "ode")
+    return _in_ranks(chosen, folder, "dmd", chosen.dmd_loop, _dmd_rank)
+
+
+def _dmd_rank(chosen: Recipe, folder: Path) -> None:
+    loop, plan = chosen.dmd_loop, _fast(chosen.dmd, chosen.dmd_loop)
+    begin = folder / "teacher" / RESULT
+    judge = begin if chosen.given is None else _given(folder / chosen.given.teacher)
+    weights = dmd.StartWeights(student=folder / "ode" / RESULT, teacher=judge, critic=begin)
+    look = _sheets(chosen, folder)
+    _keep(dmd.train(chosen.preset, folder / "clips", folder / "dmd", weights, loop, plan, look))
+
+
+def _export(chosen: Recipe, folder: Path) -> Figures:
+    """Write the student that was trained on-policy, or without such a stage the one of ODE initialisation."""
+    trained = next((path for path in (folder / "dmd" / RESULT, folder / "ode" / RESULT) if path.is_file()), None)
+    trained = trained or _need(folder / "dmd" / RESULT, "dmd")
     model = CausalDiT(chosen.preset.model)
-    state = LoopState.load(_need(folder / "pretrain" / CHECKPOINT, "pretrain"), flat_weights(model))
-    write_weights(model, state.average)
-    modules = {"transformer": model, "vae": _vae(chosen, folder), "audio": _ear(chosen, folder)}
-    save_models(folder / "model", chosen.preset, modules, chosen.storage)
-    return {"folder": str(folder / "model"), "steps": state.step}
+    model.load_state_dict(load_file(trained))
+    if chosen.given is not None:
+        (folder / "model").mkdir(exist_ok=True)
+        save_tensors(folder / "model" / RESULT, {name: value.bfloat16() for name, value in model.state_dict().items()})
+    else:
+        modules = {"transformer": model, "vae": _small_vae(chosen, folder), "audio": _ear(chosen, folder)}
+        save_models(folder / "model", chosen.preset, modules, chosen.storage)
+    return {"folder": str(folder / "model"), "of": trained.parent.name}
 
 
-_RUNNERS: dict[Stage, Callable[[Recipe, Path], dict[str, Any]]] = {
-    "vae": _train_vae,
+_RUNNERS: Mapping[Stage, Callable[[Recipe, Path], Figures]] = {
+    "rulers": _train_rulers,
     "audio": _train_audio,
-    "probe": _train_probe,
+    "vae": _train_vae,
     "data": _make_data,
-    "pretrain": _pretrain,
+    "teacher": _train_teacher,
+    "ode": _train_ode,
+    "dmd": _train_dmd,
     "export": _export,
 }
 
 
-def _vae(chosen: Recipe, folder: Path) -> SmallVideoVAE:
+def _in_ranks(chosen: Recipe, folder: Path, stage: str, loop: LoopConfig, work: Callable[..., None]) -> Figures:
+    """Train a stage in all ranks; returns the last line of its log that has a loss."""
+    if loop.engine == "accelerate":
+        work(chosen, folder)
+    else:
+        run_ranks(chosen.ranks, work, chosen, folder)
+    lines = [json.loads(line) for line in (folder / stage / LOG_FILE).read_text().splitlines()]
+    return next(line for line in reversed(lines) if "loss" in line)
+
+
+def _keep(loop: Loop) -> None:
+    """Write the result of a stage for the next one."""
+    if loop.team.rank == 0:
+        save_tensors(loop.folder / RESULT, loop.averaged())
+    loop.team.wait()
+
+
+def _fast(config: ConfigT, loop: LoopConfig) -> ConfigT:
+    """The stage's settings with the number format that its device is fast at."""
+    return replace(config, dtype=str(fast_dtype(training_device(loop.engine))).removeprefix("torch."))
+
+
+def _sheets(chosen: Recipe, folder: Path) -> Callable[[Loop], None] | None:
+    """Contact sheets at checkpoints, if there are held-out clips and a VAE to show them with."""
+    vae = _any_vae(chosen, folder)
+    if vae is None or not list((folder / "held-out").glob("shard-*")):
+        return None
+
+    def look(loop: Loop) -> None:
+        model = CausalDiT(chosen.preset.model)
+        model.load_state_dict(loop.averaged())
+        sheet = rollout_sheet(model, vae, ClipStore(folder / "held-out"), chosen.preset)
+        sheet.save(loop.folder / f"step-{loop.step:06d}.png")
+
+    return look
+
+
+def _any_vae(chosen: Recipe, folder: Path) -> VideoVAE | None:
+    if chosen.given is None:
+        return _small_vae(chosen, folder)
+    path = folder / chosen.given.vae
+    return _frozen(load_vae(path)) if path.is_file() else None
+
+
+def _small_vae(chosen: Recipe, folder: Path) -> SmallVideoVAE:
     vae = SmallVideoVAE(chosen.preset.vae)
     vae.load_state_dict(load_file(_need(folder / "vae" / "vae.safetensors", "vae")))
     return _frozen(vae)
@@ -185,11 +267,6 @@ def _ear(chosen: Recipe, folder: Path) -> MelAudioEncoder:
     encoder = MelAudioEncoder(chosen.preset.audio, chosen.preset.model.heard_width)
     encoder.load_state_dict(load_file(_need(folder / "audio" / "audio.safetensors", "audio")))
     return _frozen(encoder)
-
-
-def _encoders(chosen: Recipe, folder: Path) -> Encoders:
-    text = WordsTextEncoder(chosen.preset.model.text_tokens, chosen.preset.model.text_width)
-    return Encoders(_vae(chosen, folder), _ear(chosen, folder), text)
 
 
 def _frozen(module: Any) -> Any:
@@ -204,52 +281,11 @@ def _need(path: Path, stage: Stage) -> Path:
     return path
 
 
-def _commit() -> str:
-    """Version of the code, as far as git knows it."""
-    done = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
-    )
-    return done.stdout.strip() or "unknown"
+def _given(path: Path) -> Path:
+    if not path.is_file():
+        raise LiveTalkError(f"{path} is missing. This recipe starts from published weights: put them there.")
+    return path
 
 
-def _smoke() -> Recipe:
-    """Everything small: 64 px, two layers, a handful of steps."""
-    model = replace(
-        MINI.model,
-        width=48,
-        heads=2,
-        layers=3,
-        ffn_width=64,
-        audio_width=17,
-        drive_width=1,
-        audio_bottleneck=16,
-        audio_layers=(1, 2),
-        rotary_split=(8, 8, 8),
-    )
-    preset = replace(
-        MINI,
-        name="smoke",
-        height=64,
-        width=64,
-        model=model,
-        vae=replace(MINI.vae, widths=(16, 12, 8), encoder_widths=(8, 12, 16)),
-        audio=replace(MINI.audio, widths=(16, 16)),
-    )
-    crops = CropSettings(batch=2, pixels=32, pictures=5)
-    return Recipe(
-        preset=preset,
-        clips=4,
-        clip_frames=15,
-        ranks=1,
-        vae=VaeRecipe(
-            clips=4,
-            clip_pictures=9,
-            picture_pixels=64,
-            joint=VaeTraining(budget_s=2.0, crops=crops),
-            decoder=VaeTraining(budget_s=1.0, freeze_encoder=True, crops=crops),
-        ),
-        audio=audio.EarTraining(clips=8, seconds=2.0, batch=4, steps=4),
-        probe=rulers.ProbeTraining(faces=8, pictures_per_face=2, batch=8, steps=4),
-        pretrain=PretrainConfig(batch=2),
-        loop=LoopConfig(steps=6, warmup_steps=2, log_every=1, matrix_rate=0.01),
-    )
+def _nothing(reason: str) -> Figures:
+    return {"skipped": reason}

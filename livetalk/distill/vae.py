@@ -2,35 +2,34 @@
 
 The first values of the two linear maps are a principal component analysis of 8x8x4 patches, weighted towards mouth
 and eyes; it costs seconds and is already better than an hour of training from random values. The convolutional
-residuals then learn what a linear map loses, above all the motion inside a group of four pictures. Noise on the
-latents takes the place of a KL term. The learning rate follows the time spent, so a run always anneals to the end
-however busy the machine is, and continues exactly where a checkpoint left it.
+residuals then learn what a linear map loses, above all the motion inside a group of four pictures; Muon trains their
+kernels. Noise on the latents takes the place of a KL term. Afterwards the latents are normalised, the encoder is
+frozen, and the decoder may go on alone.
 
 This module does not know the generator, sound, or how faces are drawn: it reads a pool of clips from disk.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from torch.nn import functional
 
 from livetalk.config import VaeConfig
 from livetalk.distill.clip_pool import ClipPool, CropSettings, draw_pool
+from livetalk.distill.learner import save_tensors
+from livetalk.distill.loop import Loop, LoopConfig, run_ranks
+from livetalk.distill.optimisers import convolutions
 from livetalk.model.small_vae import FOLD_PIXELS, FOLDED_CHANNELS, PATCH_PIXELS, SmallVideoVAE
 from livetalk.types import PICTURES_PER_LATENT
 
-LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 MOTION_WEIGHT = 12.0
 """Weight of a pixel per unit of its deviation from its mean over the clip; a mouth's pixels reach about 4."""
@@ -38,24 +37,19 @@ MOTION_WEIGHT = 12.0
 
 @dataclass(frozen=True)
 class VaeTraining:
-    """How one stage is trained.
+    """How one part of the training goes.
 
     Attributes:
-        budget_s: time the learning rate anneals over; training ends with it.
+        loop: length and rates; "Muon" is for the convolutions' kernels.
         freeze_encoder: train the decoder alone.
         crops: how batches are cut from the clips.
         latent_noise: largest standard deviation of the noise on normalised latents; each clip draws its own below it.
-        checkpoint_s: time between two checkpoints.
     """
 
-    budget_s: float
+    loop: LoopConfig
     freeze_encoder: bool = False
-    learning_rate: float = 1.8e-3
     crops: CropSettings = field(default_factory=CropSettings)
-    latent_noise: float = 0.14
-    checkpoint_s: float = 120.0
-    warm_up_steps: int = 40
-    seed: int = 0
+    latent_noise: float = 0.10
 
 
 def start_from_components(
@@ -150,20 +144,38 @@ def reconstruction_loss(pictures: Tensor, truth: Tensor, weight: Tensor) -> Tens
     return (plain + 0.5 * (down + across) + 0.5 * change) / total
 
 
-def training_step(vae: SmallVideoVAE, video: Tensor, weight: Tensor, training: VaeTraining) -> Tensor:
-    """Loss of one batch ``[B, 3, T, H, W]`` after encoding, noise and decoding (scalar, with gradient)."""
-    with torch.autocast(video.device.type, dtype=torch.bfloat16):
-        if training.freeze_encoder:
-            with torch.no_grad():
+class VaeLoss:
+    """Draws crops from a pool and gives the loss of encoding, noise and decoding (a ``BatchLoss``).
+
+    Args:
+        pool: training clips.
+        training: see ``VaeTraining``.
+    """
+
+    def __init__(self, pool: ClipPool, training: VaeTraining) -> None:
+        self.pool, self.training = pool, training
+
+    def __call__(self, vae: nn.Module, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Loss of a fresh batch; the figure is the mean error of a picture, 0..2."""
+        assert isinstance(vae, SmallVideoVAE)
+        video, weight = self.pool.crops(_numpy_draws(draws), self.training.crops)
+        strength = self.training.latent_noise * torch.rand(len(video), 1, 1, 1, 1, generator=draws)
+        device = vae.mean.device
+        video, weight = video.to(device), weight.to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.training.freeze_encoder):
                 latents = vae.encode(video)
-        else:
-            latents = vae.encode(video)
-        strength = training.latent_noise * torch.rand(len(video), 1, 1, 1, 1, device=video.device)
-        pictures = vae.decode(latents + strength * torch.randn_like(latents))
-    loss = reconstruction_loss(pictures.float(), video, weight)
-    if training.freeze_encoder:
-        return loss
-    return loss + 0.01 * _scale_penalty(latents.float())
+            noise = strength * torch.randn(latents.shape, generator=draws)
+            pictures = vae.decode(latents + noise.to(device))
+        loss = reconstruction_loss(pictures.float(), video, weight)
+        if not self.training.freeze_encoder:
+            loss = loss + 0.01 * _scale_penalty(latents.float())
+        return loss, {"error": float((pictures.detach().float() - video).abs().mean())}
+
+
+def _numpy_draws(draws: torch.Generator) -> np.random.Generator:
+    """A numpy generator that follows from a torch one."""
+    return np.random.default_rng(int(torch.randint(2**62, (), generator=draws)))
 
 
 def _scale_penalty(latents: Tensor) -> Tensor:
@@ -172,141 +184,49 @@ def _scale_penalty(latents: Tensor) -> Tensor:
     return mean.square().mean() + variance.clamp_min(1e-4).log().square().mean()
 
 
-class VaeTrainer:
-    """One run of training: model, optimiser, randomness and time spent, all of it in the checkpoint.
-
-    Args:
-        vae: trained in place.
-        pool: training clips.
-        training: settings.
-        folder: receives ``state.pt``, ``vae.safetensors`` and ``log.jsonl``.
-    """
-
-    def __init__(self, vae: SmallVideoVAE, pool: ClipPool, training: VaeTraining, folder: Path) -> None:
-        self.vae = vae.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        self.pool, self.training, self.folder = pool, training, folder
-        for module in (vae.linear_encoder, vae.encoder):
-            module.requires_grad_(not training.freeze_encoder)
-        self.parameters = [p for p in vae.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(self.parameters, training.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-        self.rng = np.random.default_rng(training.seed)
-        torch.manual_seed(training.seed)
-        self.average = [p.detach().clone() for p in self.parameters]
-        self.step, self.spent_s = 0, 0.0
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def run(self) -> None:
-        """Train until the budget is spent; continues from ``state.pt`` if there is one."""
-        self.resume()
-        saved_s, started, losses = self.spent_s, time.monotonic() - self.spent_s, []
-        while self.spent_s < self.training.budget_s:
-            losses.append(self.advance())
-            self.spent_s = time.monotonic() - started
-            if self.step % 50 == 0:
-                self._log({"step": self.step, "spent_s": round(self.spent_s, 1), "loss": float(np.mean(losses))})
-                losses = []
-            if self.spent_s - saved_s > self.training.checkpoint_s:
-                self.save()
-                saved_s = self.spent_s
-        self.save()
-
-    def advance(self) -> float:
-        """One step; returns the loss."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.training.learning_rate * self._rate()
-        video, weight = self.pool.crops(self.rng, self.training.crops)
-        loss = training_step(self.vae, video, weight, self.training)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimiser.step()
-        self.step += 1
-        keep = min(0.995, self.step / (self.step + 10))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1.0 - keep)
-        return float(loss.detach())
-
-    def _rate(self) -> float:
-        """Share of the learning rate: short warm-up, then half a cosine over the budget down to 2 %."""
-        done = min(1.0, self.spent_s / max(self.training.budget_s, 1e-9))
-        warm = min(1.0, (self.step + 1) / self.training.warm_up_steps)
-        return warm * (0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * done)))
-
-    def averaged(self) -> dict[str, Tensor]:
-        """Weights to use: the running average of the trained ones, contiguous, on the CPU."""
-        values = dict(zip((n for n, p in self.vae.named_parameters() if p.requires_grad), self.average, strict=True))
-        state = {name: values.get(name, value) for name, value in self.vae.state_dict().items()}
-        return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-
-    def save(self) -> None:
-        """Write the averaged weights and everything that is needed to go on, each file in one move."""
-        weights = self.averaged()
-        _replace(self.folder / "vae.safetensors", lambda path: save_file(weights, path))
-        state: dict[str, Any] = {
-            "vae": self.vae.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "average": self.average,
-            "torch_rng": torch.get_rng_state(),
-            "numpy_rng": json.dumps(self.rng.bit_generator.state),
-            "step": self.step,
-            "spent_s": self.spent_s,
-            "training": asdict(self.training),
-        }
-        _replace(self.folder / "state.pt", lambda path: torch.save(state, path))
-
-    def resume(self) -> None:
-        """Take up ``state.pt`` where it is; nothing happens without one."""
-        path = self.folder / "state.pt"
-        if not path.is_file():
-            return
-        state = torch.load(path, weights_only=True)
-        self.vae.load_state_dict(state["vae"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.average = state["average"]
-        torch.set_rng_state(state["torch_rng"])
-        self.rng.bit_generator.state = json.loads(state["numpy_rng"])
-        self.step, self.spent_s = state["step"], state["spent_s"]
-
-    def _log(self, entry: dict[str, float]) -> None:
-        LOGGER.info("%s", entry)
-        with (self.folder / "log.jsonl").open("a") as log:
-            log.write(json.dumps(entry) + "\n")
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Write beside ``path`` and move into place, so that a reader never sees half a file."""
-    beside = path.with_name(path.name + ".part")
-    write(beside)
-    beside.replace(path)
-
-
 @dataclass(frozen=True)
 class VaeRecipe:
-    """The whole recipe: how many clips, and how long each stage takes on one core.
+    """The whole recipe.
 
     Attributes:
-        joint_s: encoder and decoder together; afterwards the encoder is frozen and the latents normalised.
-        decoder_s: the decoder alone, on longer crops that lie anywhere more often: hair and backgrounds get crisp.
+        clips: clips of the pool, with seeds from ``first_seed`` on.
+        clip_pictures: pictures of a clip.
+        picture_pixels: side of a picture.
+        start_crops: crops the principal components are taken from.
+        ranks: processes that train together; 0 = see ``run_ranks``.
+        joint: encoder and decoder together; afterwards the encoder is frozen and the latents normalised.
+        decoder: the decoder alone, on longer crops that lie anywhere more often: hair and backgrounds get crisp.
+            None = leave it out.
     """
 
     clips: int = 1400
     clip_pictures: int = 17
     picture_pixels: int = 128
     first_seed: int = 200_000
-    joint: VaeTraining = field(default_factory=lambda: VaeTraining(budget_s=1620.0))
-    decoder: VaeTraining = field(
-        default_factory=lambda: VaeTraining(
-            budget_s=2400.0,
-            freeze_encoder=True,
-            learning_rate=1.2e-3,
-            latent_noise=0.16,
-            crops=CropSettings(batch=6, pictures=13, face_share=0.5),
-            seed=7,
-        )
+    start_crops: int = 400
+    ranks: int = 2
+    joint: VaeTraining = field(default_factory=lambda: VaeTraining(_loop(budget_s=3_000.0)))
+    decoder: VaeTraining | None = None
+
+
+def _loop(budget_s: float) -> LoopConfig:
+    """Length and rates that proved good on a pool of 128-pixel clips, with two ranks of eight crops."""
+    return LoopConfig(
+        budget_s=budget_s,
+        learning_rate=1e-3,
+        matrix_rate=0.005,
+        betas=(0.9, 0.95),
+        weight_decay=0.0,
+        warmup_steps=20,
+        last_rate=0.02,
+        average_decay=0.99,
+        late_average_decay=0.995,
+        checkpoint_every_s=120.0,
     )
 
 
 def train_vae(folder: Path, config: VaeConfig, recipe: VaeRecipe) -> Path:
-    """All stages one after the other; what ``folder`` already holds is not done again.
+    """All parts one after the other; what ``folder`` already holds is not done again.
 
     Returns:
         The weights, ``vae.safetensors`` in ``folder``; those of the frozen encoder are ``encoder.safetensors``.
@@ -315,22 +235,46 @@ def train_vae(folder: Path, config: VaeConfig, recipe: VaeRecipe) -> Path:
         seeds = range(recipe.first_seed, recipe.first_seed + recipe.clips)
         draw_pool(folder / "pool", seeds, recipe.clip_pictures, recipe.picture_pixels)
     pool = ClipPool.open(folder / "pool")
+    start, frozen, result = (folder / f"{name}.safetensors" for name in ("start", "encoder", "vae"))
     vae = SmallVideoVAE(config)
-    frozen = folder / "encoder.safetensors"
+    if not start.is_file():
+        torch.manual_seed(recipe.joint.loop.seed)
+        vae = SmallVideoVAE(config)
+        shares = start_from_components(vae, pool, recipe.start_crops, seed=recipe.joint.loop.seed)
+        log.info("principal components explain %.3f", float(shares[: config.latent_channels].sum()))
+        save_tensors(start, vae.state_dict())
     if not frozen.is_file():
-        start_from_components(vae, pool, seed=recipe.joint.seed)
-        trainer = VaeTrainer(vae, pool, recipe.joint, folder / "joint")
-        trainer.run()
-        vae.load_state_dict(trainer.averaged())
+        run_ranks(recipe.ranks, train_part, folder, "joint", start, config, recipe.joint)
+        vae.load_state_dict(load_file(folder / "joint" / "vae.safetensors"))
         normalise_latents(vae, pool, clips=min(64, len(pool.pictures)))
-        weights = {name: value.contiguous() for name, value in vae.state_dict().items()}
-        _replace(frozen, lambda path: save_file(weights, path))
-    vae.load_state_dict(load_file(frozen))
-    trainer = VaeTrainer(vae, pool, recipe.decoder, folder / "decoder")
-    trainer.run()
-    refined = trainer.averaged()
-    _replace(folder / "vae.safetensors", lambda path: save_file(refined, path))
-    return folder / "vae.safetensors"
+        save_tensors(frozen, vae.state_dict())
+    last = frozen
+    if recipe.decoder is not None:
+        run_ranks(recipe.ranks, train_part, folder, "decoder", frozen, config, recipe.decoder)
+        last = folder / "decoder" / "vae.safetensors"
+    save_tensors(result, load_file(last))
+    return result
+
+
+def train_part(folder: Path, part: str, start: Path, config: VaeConfig, training: VaeTraining) -> None:
+    """One part of the training, or what is left of it. Call it once in every rank.
+
+    Args:
+        folder: of the VAE; its ``pool`` is trained on, its folder ``part`` receives the run and ``vae.safetensors``.
+        part: name of the run.
+        start: weights to begin with.
+        config: sizes.
+        training: how.
+    """
+    vae = SmallVideoVAE(config)
+    vae.load_state_dict(load_file(start))
+    vae.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    for module in (vae.linear_encoder, vae.encoder):
+        module.requires_grad_(not training.freeze_encoder)
+    describe: dict[str, object] = {"stage": f"vae, {part}", "vae": asdict(config), "training": asdict(training)}
+    loss = VaeLoss(ClipPool.open(folder / "pool"), training)
+    loop = Loop(vae, loss, training.loop, folder / part, describe, matrices=convolutions)
+    loop.run(lambda now: save_tensors(folder / part / "vae.safetensors", now.averaged()))
 
 
 @torch.no_grad()
