@@ -190,13 +190,13 @@ class Matching:
         return torch.stack(maps).unsqueeze(1).to(rolled.latents)
 
 
-def load_network(model: ModelConfig, path: Path) -> CausalDiT:
-    """A network of sizes ``model`` with the weights of a file, float32.
+def load_network(model: ModelConfig, path: Path, dtype: torch.dtype) -> CausalDiT:
+    """A network of sizes ``model`` with the weights of a file, on the CPU.
 
     Raises:
         LiveTalkError: the weights do not fit.
     """
-    network = CausalDiT(model)
+    network = CausalDiT(model).to(dtype)
     load_transformer_state(network, load_file(path), path.name)
     return network.eval()
 
@@ -232,11 +232,11 @@ def train(
     config = config or DmdConfig()
     dtype, store = getattr(torch, config.dtype), ClipStore(clips)
     teacher_model = config.teacher_model or preset.model
-    teacher = load_network(teacher_model, weights.teacher).to(training_device(loop.engine))
+    teacher = load_network(teacher_model, weights.teacher, dtype).to(training_device(loop.engine))
     tokens = config.scored_frames * preset.latent_shape(1).tokens_per_frame(teacher_model.patch)
     teacher.prepare_for_inference(dtype, tokens)
-    student = load_network(preset.model, weights.student).to(dtype)
-    critic = load_network(config.critic_model or teacher_model, weights.critic or weights.teacher).to(dtype)
+    student = load_network(preset.model, weights.student, dtype)
+    critic = load_network(config.critic_model or teacher_model, weights.critic or weights.teacher, dtype)
     matching = Matching(store, preset, config, student, teacher, critic)
     rates = replace(config.critic, learning_rate=config.rate_factor * config.critic.learning_rate)
     partner = Partner(Learner(critic, matching.critic_loss, rates), every=config.every, alone=config.alone)

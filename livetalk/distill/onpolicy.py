@@ -17,7 +17,7 @@ from torch import Tensor
 from livetalk.config import Preset, RolloutConfig
 from livetalk.distill.data import ClipStore
 from livetalk.distill.losses import published_context_sigma, published_settings
-from livetalk.distill.ode import clip_conditions, cut_clip
+from livetalk.distill.pairs import clip_conditions, cut_clip
 from livetalk.flow import add_noise
 from livetalk.model.conditions import Conditions
 from livetalk.model.transformer import CausalDiT
