@@ -76,23 +76,51 @@ def _add_bench(commands: Any) -> None:
 
 def _add_evaluate(commands: Any) -> None:
     evaluate = commands.add_parser("evaluate", help="quality on faces and speech never seen; the last line is JSON")
-    evaluate.add_argument("what", choices=["clips"])
-    evaluate.add_argument(
-        "--seed", type=int, default=None, help="held-out seed of faces and sentences (fresh by default)"
-    )
-    evaluate.add_argument("--clips", type=int, default=8, help="number of clips")
-    evaluate.add_argument("--seconds", type=float, default=10.0, help="length of each clip")
-    evaluate.add_argument("--long", type=int, default=2, help="number of 60 s clips")
-    evaluate.add_argument("--report", type=Path, default=None, help="folder for contact sheets and the JSON")
-    _add_model_options(evaluate)
-    evaluate.set_defaults(run=_evaluate)
+    kinds = evaluate.add_subparsers(dest="what", required=True, metavar="what")
+    clips = kinds.add_parser("clips", help="lips, sharpness, words, silence; on the set that comes with the weights")
+    clips.add_argument("--clips", type=int, default=None, help="number of clips (all of the set; 8 when drawn)")
+    clips.add_argument("--seconds", type=float, default=None, help="length of each clip (whole; 12 when drawn)")
+    clips.add_argument("--long", type=int, default=None, help="number of 60 s clips (all of the set; 2 when drawn)")
+    clips.add_argument("--words", type=int, default=None, help="faces that are told every mood and motion")
+    clips.add_argument("--silent", type=int, default=2, help="faces that listen to 30 s of silence")
+    clips.set_defaults(run=_evaluate_clips)
+    long = kinds.add_parser("long", help="one face talks for minutes; or the ablation of the identity sinks")
+    long.add_argument("--minutes", type=int, default=10, help="stretches of a rollout, the last one like the first")
+    long.add_argument("--stretch", type=float, default=None, help="seconds of a stretch (60)")
+    long.add_argument("--faces", type=int, default=1, help="rollouts")
+    long.add_argument("--ablation", action="store_true", help="0, 3, 9, 12 sinks, with and without portrait channels")
+    long.add_argument("--sinks", type=int, nargs="+", default=None, help="sink frames to try instead")
+    long.set_defaults(run=_evaluate_long)
+    teacher = kinds.add_parser("teacher", help="student against its teacher: lips, Frechet distances, time")
+    teacher.add_argument("--teacher", type=Path, required=True, help="folder with the teacher's weights")
+    teacher.add_argument("--clips", type=int, default=24, help="clips of 5 s")
+    teacher.add_argument("--steps", type=int, default=48, help="steps of the teacher")
+    teacher.add_argument("--text-guidance", type=float, default=1.0, help="of the teacher; 1 = none")
+    teacher.add_argument("--audio-guidance", type=float, default=1.0, help="of the teacher; 1 = none")
+    teacher.set_defaults(run=_evaluate_teacher)
+    vae = kinds.add_parser("vae", help="what the VAE alone costs, on newly drawn faces")
+    vae.add_argument("--clips", type=int, default=24, help="clips")
+    vae.add_argument("--seconds", type=float, default=5.0, help="length of each")
+    vae.set_defaults(run=_evaluate_vae)
+    make = kinds.add_parser("make-set", help="draw the held-out set that is shipped with the weights")
+    make.add_argument("--out", type=Path, default=None, help="folder (held-out/ beside the weights)")
+    make.set_defaults(run=_make_set)
+    for kind in (clips, long, teacher):
+        kind.add_argument("--data", default=None, help="'fresh' = newly drawn; or the folder of a set")
+        kind.add_argument("--report", type=Path, default=None, help="folder for report.md, pictures, plots and JSON")
+    for kind in (clips, long, teacher, vae):
+        kind.add_argument("--seed", type=int, default=None, help="first seed of newly drawn faces (never looked at)")
+    for kind in (clips, long, teacher, vae, make):
+        _add_model_options(kind)
 
 
 def _add_distill(commands: Any) -> None:
-    distill = commands.add_parser("distill", help="train mini: data, audio, vae, probe, generator")
-    distill.add_argument("stage", choices=["data", "audio", "vae", "probe", "pretrain", "export", "all"])
-    distill.add_argument("--config", default="mini", choices=["mini", "smoke"], help="sizes and budgets")
-    distill.add_argument("--folder", type=Path, default=Path("runs/mini"), help="where shards and checkpoints go")
+    distill = commands.add_parser("distill", help="train a model: rulers, encoders, clips, teacher, student")
+    distill.add_argument("stage", choices=["rulers", "audio", "vae", "data", "teacher", "ode", "dmd", "export", "all"])
+    distill.add_argument("--config", default="mini", help="mini, smoke, livetalk-1.3b, or a recipe as JSON")
+    distill.add_argument(
+        "--out", type=Path, default=None, help="folder for clips, runs and the model (default: runs/CONFIG)"
+    )
     distill.set_defaults(run=_distill)
 
 
@@ -147,27 +175,67 @@ def _bench(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _evaluate(arguments: argparse.Namespace) -> int:
+def _evaluate_clips(arguments: argparse.Namespace) -> int:
     from livetalk.eval import clips
 
-    figures = clips.run(
-        preset=arguments.preset,
-        device=arguments.device,
-        seed=arguments.seed,
+    plan = clips.Plan(
         clips=arguments.clips,
         seconds=arguments.seconds,
-        long=arguments.long,
-        report=arguments.report,
+        long_clips=arguments.long,
+        silent_clips=arguments.silent,
+        words=arguments.words,
     )
-    _print_figures(figures)
+    _print_figures(clips.run(plan=plan, **_cases_of(arguments)))
     return 0
+
+
+def _evaluate_long(arguments: argparse.Namespace) -> int:
+    from livetalk.eval import long
+
+    sinks = tuple(arguments.sinks or (long.AHIS_SINKS if arguments.ablation else ()))
+    plan = long.LongPlan(arguments.minutes, arguments.stretch, arguments.faces, sinks)
+    _print_figures(long.run(plan=plan, **_cases_of(arguments)))
+    return 0
+
+
+def _evaluate_teacher(arguments: argparse.Namespace) -> int:
+    from livetalk.eval import versus
+
+    plan = versus.VersusPlan(
+        clips=arguments.clips,
+        steps=arguments.steps,
+        text_guidance=arguments.text_guidance,
+        audio_guidance=arguments.audio_guidance,
+    )
+    _print_figures(versus.run(arguments.teacher, plan=plan, **_cases_of(arguments)))
+    return 0
+
+
+def _evaluate_vae(arguments: argparse.Namespace) -> int:
+    from livetalk.eval import sets
+
+    _print_figures(sets.run_vae(arguments.preset, arguments.device, arguments.seed, arguments.clips, arguments.seconds))
+    return 0
+
+
+def _make_set(arguments: argparse.Namespace) -> int:
+    from livetalk.eval import sets
+
+    _print_figures(sets.run_make_set(arguments.preset, arguments.device, arguments.out))
+    return 0
+
+
+def _cases_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What all measurements on cases are told."""
+    return {name: getattr(arguments, name) for name in ("preset", "device", "data", "seed", "report")}
 
 
 def _distill(arguments: argparse.Namespace) -> int:
     from livetalk.distill import train
 
     logging.getLogger().setLevel(logging.INFO)
-    _print_figures(train.run(arguments.stage, config=arguments.config, folder=arguments.folder))
+    folder = arguments.out or Path("runs") / Path(arguments.config).stem
+    _print_figures(train.run(arguments.stage, config=arguments.config, folder=folder))
     return 0
 
 

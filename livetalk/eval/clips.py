@@ -1,301 +1,305 @@
 """How well a model talks: held-out faces say held-out speech, and the rulers read the pictures.
 
-Every clip goes through the same ``Performer`` as the page. Truth comes from the renderer, so drawing (skia-python)
-and speaking (espeak-ng, flite) are needed here. Figures that are to be believed want seeds nobody has looked at.
+Every clip goes through the same ``Performer`` as the page. The cases are those that come with the checkpoints (nothing
+is drawn then) or freshly drawn ones from seeds that nobody has looked at; figures that are to be believed want these.
 
 This module does not know how the model was trained, nor what figures are good enough.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import math
-import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
-from livetalk.distill.data import Clip, make_clip
-from livetalk.distill.sheets import contact_sheet
-from livetalk.distill.speech import HELD_OUT_SEED
-from livetalk.hub import Models, checkpoint_roots, load_models
+from livetalk.distill.portraits import Poses
+from livetalk.distill.speech import HELD_OUT_VOICES
+from livetalk.eval.cases import Case, CaseSet, cut, find_set, fingerprint, read_set
+from livetalk.eval.figures import Figures, mean, plain, shared
+from livetalk.eval.report import SHEET_COLUMNS, SHEET_EVERY, Seen, write_clips_report
+from livetalk.eval.sets import fresh_seed
+from livetalk.eval.truth import (
+    SetPlan,
+    draw_pictures,
+    draw_set,
+)
+from livetalk.eval.watch import Watch, find_probe, judge, perform, perform_case
+from livetalk.eval.words import measure_words
+from livetalk.hub import Models, load_models
+from livetalk.model.drive import lids
 from livetalk.rulers import (
-    EYES,
-    MOUTH,
-    PROBE_FILE,
     Probe,
-    amplitude_ratio,
-    best_lag,
     blinks_per_minute,
-    bootstrap_interval,
+    clip_features,
     correlation,
-    darkest,
-    flicker,
-    identity_distance,
-    openness_in_silence,
-    sharpness,
-    shifted_correlation,
-    still_cells,
+    frechet_distance,
+    gaussian,
+    motion_amount,
+    motion_diversity,
+    over_clips,
 )
-from livetalk.stream.performer import Performer
-from livetalk.types import (
-    MODEL_RATE,
-    MODEL_SAMPLES_PER_PICTURE,
-    PICTURES_PER_SECOND,
-    AudioChunk,
-    LiveTalkError,
-    SpeechEnd,
-)
+from livetalk.types import MODEL_RATE, PICTURES_PER_SECOND, LiveTalkError
 
-Figures = dict[str, float]
-
-UNSEEN_SEEDS = 1_000_000_000
-SILENCE_S = 60.0
 EDGE_S = 10.0
 """Length of the stretches at both ends of a long clip that are compared."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured.
+    """What is measured; a set that has less is refused where a number was given.
 
     Attributes:
-        first_seed: seed of the first clip, at least ``HELD_OUT_SEED``; clips take the seeds from there on.
-        clips: number of short clips.
-        seconds: their length.
-        long_clips: number of long clips.
-        long_seconds: their length.
-        silent_clips: faces that listen to silence for a minute.
+        clips: talking cases; None = all there are.
+        seconds: their length; None = whole.
+        long_clips: long cases; None = all there are.
+        silent_clips: faces that listen to silence, and for how long.
+        words: faces that are told every mood and motion; None = all there are.
     """
 
-    first_seed: int = HELD_OUT_SEED
-    clips: int = 8
-    seconds: float = 10.0
-    long_clips: int = 2
-    long_seconds: float = 60.0
+    clips: int | None = None
+    seconds: float | None = None
+    long_clips: int | None = None
     silent_clips: int = 2
+    silent_s: float = 30.0
+    words: int | None = None
+
+
+@dataclass
+class _Found:
+    """What a run has gathered: figures for the JSON, and what the report shows."""
+
+    clips: list[dict[str, Any]] = field(default_factory=list)
+    long: list[dict[str, Any]] = field(default_factory=list)
+    silence: list[dict[str, Any]] = field(default_factory=list)
+    watches: list[Watch] = field(default_factory=list)
+    seen: list[Seen] = field(default_factory=list)
+    draw_truth: bool = False
 
 
 def run(
     preset: str = "mini",
     device: str = "auto",
+    data: str | None = None,
     seed: int | None = None,
-    clips: int = 8,
-    seconds: float = 10.0,
-    long: int = 2,
+    plan: Plan | None = None,
     report: Path | None = None,
-) -> dict[str, object]:
-    """``evaluate`` by the name of a model, for the command line.
+) -> dict[str, Any]:
+    """``evaluate clips`` by the name of a model, for the command line.
 
     Args:
         preset: name or folder of a model.
         device: "auto", "cpu" or "cuda".
-        seed: first held-out seed; None = one that nobody has looked at, named in the result.
-        clips, seconds: short clips and their length.
-        long: clips of a minute.
-        report: folder for ``report.json`` and a contact sheet.
+        data: None = the shipped set, "fresh" = newly drawn, else the folder of a set.
+        seed: first seed of freshly drawn cases; None = one that nobody has looked at, named in the result.
+        plan: how much.
+        report: folder for the report.
+
+    Raises:
+        LiveTalkError: no such model or set, the renderer is missing, or the plan does not fit.
     """
-    first = HELD_OUT_SEED + secrets.randbelow(UNSEEN_SEEDS) if seed is None else seed
-    plan = Plan(first_seed=first, clips=clips, seconds=seconds, long_clips=long, silent_clips=min(2, clips))
-    return evaluate(load_models(preset, device), plan, report)
+    plan = plan or Plan()
+    _check_plan(plan)
+    if data not in (None, "fresh") and seed is not None:
+        raise LiveTalkError("A set of cases has its own seeds. Give either --data with a folder, or --seed.")
+    models = load_models(preset, device)
+    probe = find_probe()
+    if data == "fresh" or seed is not None:
+        return evaluate(models, probe, fresh_cases(models, probe, seed, plan), plan, report, draw_truth=True)
+    cases = read_set(find_set(Path(data) if data else None, models.preset.weights.folder))
+    return evaluate(models, probe, cases, plan, report)
 
 
-def evaluate(models: Models, plan: Plan | None = None, folder: Path | None = None) -> dict[str, object]:
-    """Figures of a model on held-out clips.
+def fresh_cases(models: Models, probe: Probe, seed: int | None, plan: Plan) -> CaseSet:
+    """Newly drawn cases for a plan; ``seed`` None = a seed that nobody has looked at.
+
+    Raises:
+        LiveTalkError: the renderer or a speech engine is missing, or the seed is not held out.
+    """
+    wanted = SetPlan(first_seed=fresh_seed(seed), voices=HELD_OUT_VOICES)
+    sizes = {"talks": plan.clips, "seconds": plan.seconds, "longs": plan.long_clips, "words": plan.words}
+    wanted = replace(wanted, **{name: size for name, size in sizes.items() if size is not None})  # type: ignore[arg-type]
+    return draw_set(models, probe, wanted, f"drawn for this run, seeds from {wanted.first_seed}")
+
+
+def evaluate(
+    models: Models,
+    probe: Probe,
+    cases: CaseSet,
+    plan: Plan | None = None,
+    folder: Path | None = None,
+    draw_truth: bool = False,
+) -> dict[str, Any]:
+    """Figures of a model on a set of cases.
 
     Args:
         models: what is measured.
-        plan: how much, on which seeds.
-        folder: for contact sheets; None = none are written.
+        probe: reads the pictures.
+        cases: who says what.
+        plan: how much of it.
+        folder: for the report; None = none is written.
+        draw_truth: show true pictures in the report (needs the renderer).
 
     Returns:
-        Plain data for JSON: ``summary`` (means and intervals), ``clips``, ``long``, ``silence``.
+        Plain data for JSON: ``summary`` (means and intervals), ``clips``, ``long``, ``silence``, ``words``.
 
     Raises:
-        LiveTalkError: a tool to draw or speak is missing, the probe's weights are missing, or a seed is not held out.
+        LiveTalkError: the plan asks for more than there is, or the cases do not fit the model.
     """
     plan = plan or Plan()
-    _require_tools()
-    if plan.first_seed < HELD_OUT_SEED:
-        raise LiveTalkError(f"Seed {plan.first_seed} may have been trained on. Give one of at least {HELD_OUT_SEED}.")
-    probe = find_probe()
-    seeds = iter(range(plan.first_seed, plan.first_seed + plan.clips + plan.long_clips + plan.silent_clips))
-    short, rows = [], []
-    for _ in range(plan.clips):
-        figures, pictures, truth = _talk(models, probe, next(seeds), plan.seconds)
-        short.append(figures)
-        rows += [truth.pictures, pictures]
-    long = [_talk(models, probe, next(seeds), plan.long_seconds)[0] for _ in range(plan.long_clips)]
-    silence = [_listen(models, probe, next(seeds)) for _ in range(plan.silent_clips)]
-    if folder is not None and rows:
-        folder.mkdir(parents=True, exist_ok=True)
-        contact_sheet(rows, columns=16, every=7).save(folder / "clips.png")
-    result: dict[str, object] = {
+    known = cases.encoders == fingerprint(models)
+    look_ahead = models.preset.audio.look_ahead_samples
+    talks = _some(cases.of_kind("talk"), plan.clips, "talking clips")
+    if plan.seconds is not None:
+        talks = [cut(case, plan.seconds, look_ahead) for case in talks]
+    longs = _some(cases.of_kind("long"), plan.long_clips, "long clips")
+    found = _Found(draw_truth=draw_truth and folder is not None)
+    for case in talks:
+        found.clips.append(_talk(models, probe, _trusted(case, known), found))
+    for case in longs:
+        found.long.append(_talk(models, probe, _trusted(case, known), found))
+    for case in [*talks, *longs][: plan.silent_clips]:
+        found.silence.append(_listen(models, probe, case, plan.silent_s))
+    words = measure_words(models, probe, _some(cases.of_kind("words"), plan.words, "faces for words"))
+    result: dict[str, Any] = {
         "model": models.preset.name,
         "audio_guidance": models.preset.rollout.audio_guidance,
-        "first_seed": plan.first_seed,
-        "summary": summary(short, long, silence),
-        "clips": short,
-        "long": long,
-        "silence": silence,
+        "data": cases.source,
+        "encoders_known": known,
+        "summary": summary(found.clips, found.long, found.silence)
+        | _distributions(found.watches[: len(talks)], cases)
+        | {name: words[name] for name in ("mood_share", "motion_ordered") if name in words},
+        "clips": found.clips,
+        "long": found.long,
+        "silence": found.silence,
+        "words": words,
     }
+    result = plain(result)
     if folder is not None:
-        (folder / "report.json").write_text(json.dumps(result, indent=1) + "\n")
+        write_clips_report(folder, result, found.seen)
     return result
 
 
-def summary(short: Sequence[Figures], long: Sequence[Figures], silence: Sequence[Figures]) -> dict[str, object]:
-    """Means over all talking clips (short and long weigh alike), over long ones and over silent ones."""
+def summary(
+    short: Sequence[dict[str, Any]], long: Sequence[dict[str, Any]], silence: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Means over all talking clips (short and long weigh alike), by kind of voice, over long ones, over silent ones."""
     talking = [*short, *long]
-    means: dict[str, object] = {f"{key}": _mean([c[key] for c in talking]) for key in _shared(talking)}
-    means["clips"] = len(talking)
+    means: dict[str, Any] = {"clips": len(talking)} | {key: mean(c[key] for c in talking) for key in shared(talking)}
     if talking:
-        means["sync_r_interval"] = [round(v, 4) for v in bootstrap_interval([c["sync_r"] for c in talking])]
-    for name, group in (("short", short), ("long", long), ("silent", silence)):
-        own = [key for key in _shared(group) if name != "short" or key == "sync_r"]
-        means |= {f"{name}_{key}": _mean([c[key] for c in group]) for key in own}
+        interval = over_clips([c["sync_r"] for c in talking])
+        means["sync_r_interval"] = [round(interval.low, 4), round(interval.high, 4)]
+    if "ceiling" in means:
+        means["share_of_ceiling"] = round(means["sync_r"] / max(means["ceiling"], 1e-9), 4)
+    for engine in ("espeak", "flite"):
+        group = [c["sync_r"] for c in talking if c["voice"].startswith(engine)]
+        if group:
+            means[f"sync_r_{engine}"] = mean(group)
+    known = [c["sync_r"] for c in talking if c["voice"] not in HELD_OUT_VOICES]
+    if known:
+        means["sync_r_known_voices"] = mean(known)
+        means["sync_r_new_voices"] = mean(c["sync_r"] for c in talking if c["voice"] in HELD_OUT_VOICES)
+    for name, group in (("long", long), ("silent", silence)):
+        means |= {f"{name}_{key}": mean(c[key] for c in group) for key in shared(group)}
     return means
 
 
-def generate(models: Models, clip: Clip, seed: int = 0) -> np.ndarray:
-    """Pictures uint8 ``[T, H, W, 3]`` of the clip's portrait saying the clip's speech."""
-    height, width = clip.pictures.shape[1:3]
-    if (height, width) != (models.preset.height, models.preset.width):
-        raise LiveTalkError(
-            f"The clip is {height}x{width}, the model makes {models.preset.height}x{models.preset.width}."
-        )
-    portrait = torch.from_numpy(clip.pictures[0]).permute(2, 0, 1).float() / 127.5 - 1.0
-    performer = Performer(models, models.identity(portrait, clip.text), seed=seed)
-    made = []
-    for start in range(0, len(clip.samples), MODEL_RATE):  # packets of a second: a long clip needs no more memory
-        performer.push(AudioChunk(clip.samples[start : start + MODEL_RATE], MODEL_RATE))
-        made += [piece.pictures for piece in performer.pictures()]
-    performer.push(SpeechEnd())
-    made += [piece.pictures for piece in performer.pictures()]
-    return np.concatenate(made)[: len(clip.pictures)]
+def _talk(models: Models, probe: Probe, case: Case, found: _Found) -> dict[str, Any]:
+    """Figures of one talking clip; what the report needs goes into ``found``."""
+    watch = Watch(probe, case.portrait, case.reference.still if case.reference else None)
+    shown = watch.see_all(perform_case(models, case), keep_every=SHEET_EVERY)
+    figures = judge(watch, case)
+    if models.preset.model.drive_width:
+        figures["blink_r"] = correlation(watch.reading.eyes_shut, lids(case.seed, 0, watch.pictures))
+    if case.pictures >= 3 * EDGE_S * PICTURES_PER_SECOND:
+        figures |= _drift(watch, case)
+    found.watches.append(watch)
+    truth = _moments(case, models.preset.height) if found.draw_truth else None
+    found.seen.append(Seen(case, watch, shown[:SHEET_COLUMNS], truth))
+    return {"name": case.name, "seed": case.seed, "voice": case.voice, "text": case.text, **figures}
 
 
-def find_probe() -> Probe:
-    """The shipped probe.
-
-    Raises:
-        LiveTalkError: its weights are missing.
-    """
-    places = [root / PROBE_FILE for root in checkpoint_roots()]
-    return Probe.load(next((place for place in places if place.is_file()), places[0]))
+def _moments(case: Case, size: int) -> np.ndarray:
+    """The true pictures that a contact sheet shows."""
+    shown = case.poses.values[::SHEET_EVERY][:SHEET_COLUMNS]
+    return draw_pictures(replace(case, poses=Poses(shown)), size)
 
 
-def _talk(models: Models, probe: Probe, seed: int, seconds: float) -> tuple[Figures, np.ndarray, Clip]:
-    """Figures of one talking clip, its pictures, and the true clip."""
-    truth = _clip(models, seed, seconds)
-    pictures = generate(models, truth, seed)
-    figures = measure(pictures, truth, probe) | {"seed": seed, "ceiling": _ceiling(models, truth)}
-    if seconds >= 3 * EDGE_S:
-        figures |= _drift(pictures, truth, probe)
-    return figures, pictures, truth
-
-
-def measure(pictures: np.ndarray, truth: Clip, probe: Probe) -> Figures:
-    """All rulers on one clip.
-
-    Args:
-        pictures: generated, uint8 ``[T, H, W, 3]``.
-        truth: what the renderer made of the same speech.
-        probe: reads pictures.
-    """
-    told, seen = probe.read(pictures), probe.read(truth.pictures)
-    opening, wide = truth.poses.track("open"), truth.poses.track("wide")
-    still = still_cells(truth.pictures)
-    best, lag = best_lag(told.open, opening)
-    return {
-        "sync_r": correlation(told.open, opening),
-        "sync_r_best": best,
-        "lag_pictures": float(lag),
-        "width_r": correlation(told.wide, wide),
-        "teeth_r": correlation(told.teeth, truth.poses.track("teeth")),
-        "amplitude": amplitude_ratio(told.open, seen.open),
-        "shifted_r": shifted_correlation(told.open, opening, PICTURES_PER_SECOND),
-        "probe_r": correlation(seen.open, opening),
-        "silence_open": openness_in_silence(told.open, opening),
-        "blinks_per_minute": blinks_per_minute(told.eyes_shut),
-        "sharp_eyes": sharpness(pictures, EYES) / sharpness(truth.pictures, EYES),
-        "sharp_mouth": sharpness(pictures, MOUTH) / sharpness(truth.pictures, MOUTH),
-        "identity": float(identity_distance(pictures, truth.pictures, still).mean()),
-        "flicker": flicker(pictures, still),
-        "darkest": darkest(pictures) / darkest(truth.pictures),
-    }
-
-
-def _drift(pictures: np.ndarray, truth: Clip, probe: Probe) -> Figures:
+def _drift(watch: Watch, case: Case) -> Figures:
     """The last ten seconds against the first ten."""
     edge = int(EDGE_S * PICTURES_PER_SECOND)
-    still = still_cells(truth.pictures)
-    distance = identity_distance(pictures, truth.pictures, still)
-    opening = truth.poses.track("open")
-    told = probe.read(pictures).open
-    sharp = [sharpness(part, box) for part in (pictures[:edge], pictures[-edge:]) for box in (EYES, MOUTH)]
-    return {
-        "identity_growth": float(distance[-edge:].mean() - distance[:edge].mean()),
-        "sharp_eyes_growth": sharp[2] / sharp[0],
-        "sharp_mouth_growth": sharp[3] / sharp[1],
-        "sync_r_first": correlation(told[:edge], opening[:edge]),
-        "sync_r_last": correlation(told[-edge:], opening[-edge:]),
+    first, last = judge(watch, case, 0, edge), judge(watch, case, case.pictures - edge)
+    plain = watch.figures(0, edge), watch.figures(case.pictures - edge)
+    growth = {f"{name}_growth": plain[1][name] / plain[0][name] for name in ("sharp_eyes", "sharp_mouth")}
+    return growth | {
+        "identity_growth": last.get("identity", math.nan) - first.get("identity", math.nan),
+        "sync_r_first": first["sync_r"],
+        "sync_r_last": last["sync_r"],
     }
 
 
-def _listen(models: Models, probe: Probe, seed: int) -> Figures:
-    """A face that hears a minute of silence: is its mouth shut, does it blink and move?"""
-    truth = _clip(models, seed, 1.0)
-    samples = np.zeros(int(SILENCE_S * MODEL_RATE), np.float32)
-    stretched = replace(truth, samples=samples, pictures=np.repeat(truth.pictures[:1], len(samples) // 1000, axis=0))
-    pictures = generate(models, stretched, seed)
-    told = probe.read(pictures)
+def _listen(models: Models, probe: Probe, case: Case, seconds: float) -> dict[str, Any]:
+    """A face that hears silence: is its mouth shut, does it blink and move?"""
+    count = round(seconds * PICTURES_PER_SECOND)
+    packets = (np.zeros(MODEL_RATE, np.float32) for _ in range(math.ceil(seconds) + 1))
+    watch = Watch(probe, case.portrait)
+    watch.see_all(perform(models, case.portrait, case.text, packets, count, case.seed))
+    reading = watch.reading
     return {
-        "seed": float(seed),
-        "open": float(told.open.mean()),
-        "blinks_per_minute": blinks_per_minute(told.eyes_shut),
-        "movement": float(np.abs(np.diff(pictures.astype(np.float32), axis=0)).mean()),
+        "name": case.name,
+        "seed": case.seed,
+        "open": float(reading.open.mean()),
+        "blinks_per_minute": blinks_per_minute(reading.eyes_shut),
+        "movement": motion_amount(reading),
     }
 
 
-def _ceiling(models: Models, truth: Clip) -> float:
-    """Correlation the audio features alone reach: what any generator that hears through them could show at best."""
-    audio = models.audio
-    if not hasattr(audio, "mouth"):
-        return math.nan
-    count = len(truth.pictures)
-    wanted = audio.past_samples + count * MODEL_SAMPLES_PER_PICTURE + audio.look_ahead_samples
-    sound = np.concatenate([np.zeros(audio.past_samples, np.float32), truth.samples, np.zeros(wanted, np.float32)])
-    with torch.inference_mode():
-        rows = audio(torch.from_numpy(sound[None, :wanted]).to(models.device), count)
-        told = audio.mouth(rows)[0, :, 0].cpu().numpy()
-    return correlation(told, truth.poses.track("open"))
+def _distributions(watches: Sequence[Watch], cases: CaseSet) -> Figures:
+    """Frechet distances in the probe's feature space to the true pictures and clips, and diversity of motion."""
+    readings = [watch.reading for watch in watches]
+    if not readings or cases.pictures_seen is None or cases.clips_seen is None:
+        return {}
+    shown = gaussian(np.concatenate([reading.features for reading in readings]))
+    windows = gaussian(np.concatenate([clip_features(reading.features) for reading in readings]))
+    figures = {
+        "frechet_pictures": round(frechet_distance(shown, cases.pictures_seen), 4),
+        "frechet_clips": round(frechet_distance(windows, cases.clips_seen), 4),
+    }
+    if len(readings) > 1:
+        figures["motion_diversity"] = round(motion_diversity(readings) / max(cases.diversity, 1e-9), 4)
+    return figures
 
 
-def _clip(models: Models, seed: int, seconds: float) -> Clip:
-    preset = models.preset
-    pictures = round(seconds * PICTURES_PER_SECOND)
-    look_ahead = preset.audio.look_ahead_samples
-    return make_clip(seed, pictures, preset.height, preset.stream.default_prompt, look_ahead, pauses=False)
+def _trusted(case: Case, encoders_known: bool) -> Case:
+    """The case without figures that belong to another VAE or audio encoder."""
+    if encoders_known or case.reference is None:
+        return case
+    return replace(case, reference=replace(case.reference, through={}))
 
 
-def _require_tools() -> None:
-    if importlib.util.find_spec("skia") is None:
+def _some(cases: list[Case], wanted: int | None, what: str) -> list[Case]:
+    """The first ``wanted`` cases.
+
+    Raises:
+        LiveTalkError: there are fewer.
+    """
+    if wanted is not None and wanted > len(cases):
         raise LiveTalkError(
-            "Measuring clips needs the renderer: skia-python is missing. Install it with"
-            " 'pip install -r requirements-train.txt' and espeak-ng and flite from your system."
+            f"{wanted} {what} were asked for, the set has {len(cases)}. Ask for fewer, or draw new ones with"
+            " '--data fresh'."
         )
+    return cases[:wanted]
 
 
-def _shared(clips: Sequence[Figures]) -> list[str]:
-    """Figures all clips have, but the seed."""
-    return [key for key in (clips[0] if clips else {}) if key != "seed" and all(key in clip for clip in clips)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return round(sum(known) / len(known), 4) if known else math.nan
+def _check_plan(plan: Plan) -> None:
+    counts = {"clips": plan.clips, "long clips": plan.long_clips, "faces for words": plan.words}
+    for name, count in counts.items():
+        if count is not None and count < 0:
+            raise LiveTalkError(f"The number of {name} is {count}; expected 0 or more.")
+    if plan.clips == 0 and plan.long_clips == 0 and plan.words == 0:
+        raise LiveTalkError("Nothing to measure: no clips, no long clips, no words. Ask for at least one.")
+    if plan.seconds is not None and not 1.0 <= plan.seconds <= 600.0:
+        raise LiveTalkError(f"A clip of {plan.seconds:g} s cannot be measured. Give 1 to 600 seconds.")
