@@ -88,11 +88,12 @@ def falls(values: list[float], factor: float = 1.0) -> bool:
 
 @needs_probe
 def test_the_probe_reads_unseen_people() -> None:
+    from livetalk.distill import portraits
     from livetalk.distill.rulers import HELD_OUT_FACE, judge_probe
 
-    assert rulers.MOODS == MOODS
+    assert portraits.MOODS == MOODS
     figures = judge_probe(probe(), range(HELD_OUT_FACE + 500, HELD_OUT_FACE + 524))
-    wanted = {"open": 0.97, "wide": 0.93, "teeth": 0.85, "eyes_shut": 0.95, "brow": 0.85, "smile": 0.85, "mood": 0.8}
+    wanted = {"open": 0.97, "wide": 0.93, "teeth": 0.85, "eyes_shut": 0.95, "brow": 0.85, "smile": 0.75, "mood": 0.85}
     assert {name: figures[name] for name in wanted if figures[name] < wanted[name]} == {}
     assert figures["spots"] < 6
 

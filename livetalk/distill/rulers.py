@@ -1,6 +1,6 @@
 """Trains the probe of ``livetalk.rulers`` on drawn people whose mouth, eyes, mood and pose are known.
 
-Mouths move at random, not as in speech, eyes shut and look aside at any moment, and half the people wear an expression
+Mouths move at random, not as in speech, eyes shut at any moment, and half the people wear an expression
 that is no named mood: the probe can have no habits, it can only report what it sees. Pictures are blurred,
 recoloured, shifted and compressed as generated ones may be. How wide a mouth is drawn differs between people more than
 a viewer could tell apart from spreading it, so errors count twice: within the pictures of one person and, less, between
@@ -36,9 +36,9 @@ _SPAN = 64
 _SETTLED = 8  # pictures until the mood of a clip is there
 _FREE_SHARE = 0.4
 _AXES_BATCHES = 16
-_TRACK_WEIGHTS = (4.0, 3.0, 1.0, 1.5, 0.5, 0.5, 1.0, 1.0, 1.0, 0.7, 0.7, 0.7, 0.7)
+_TRACK_WEIGHTS = (4.0, 3.0, 1.0, 1.5, 1.0, 1.0, 1.0, 0.7, 0.7, 0.7, 0.7)
 # Between people: rest widths, brow heights and eye sizes differ, which nobody can tell from moving them.
-_BETWEEN = (1.0, 0.25, 0.7, 1.0, 1.0, 1.0, 0.5, 0.7, 0.7, 0.5, 0.7, 0.7, 1.0)
+_BETWEEN = (1.0, 0.25, 0.7, 1.0, 0.5, 0.7, 0.7, 0.5, 0.7, 0.7, 1.0)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ProbeTraining:
     faces: int = 2_200
     pictures_per_face: int = 7
     batch: int = 63
-    steps: int = 3_600
+    steps: int = 2_400
     learning_rate: float = 2e-3
     judged_faces: int = 100
 
@@ -67,7 +67,7 @@ class Labelled:
 
     Attributes:
         pictures: uint8 [N, 128, 128, 3].
-        tracks: float32 [N, 13], in the order of ``TRACKS``.
+        tracks: float32 [N, 11], in the order of ``TRACKS``.
         spots: float32 [N, 3, 2], picture sides.
         moods: int64 [N], index in ``MOODS`` or ``UNNAMED``.
         looks: float32 [N, 19], colours and proportions of the person.
@@ -116,7 +116,7 @@ def _set(values: np.ndarray, name: str, track: np.ndarray) -> None:
 
 
 def _tracks(poses: Poses) -> np.ndarray:
-    """Truth of the probe's tracks, float32 [N, 13]."""
+    """Truth of the probe's tracks, float32 [N, 11]."""
     own = {name: poses.track(name) for name in POSE_FIELDS}
     own["wide"] = own["wide"] / 2 + 0.5
     own["teeth"] = own["teeth"] * np.clip(own["open"] / 0.15, 0, 1)  # teeth behind closed lips cannot be seen
@@ -179,7 +179,7 @@ def _compressed(pictures: np.ndarray, rng: np.random.Generator) -> tuple[np.ndar
 
 def mirrored(tracks: Tensor, spots: Tensor) -> tuple[Tensor, Tensor]:
     """Truth of mirrored pictures."""
-    signs = torch.tensor([-1.0 if name in ("gaze_x", "yaw", "roll") else 1.0 for name in TRACKS])
+    signs = torch.tensor([-1.0 if name in ("yaw", "roll") else 1.0 for name in TRACKS])
     columns = torch.stack([1 - spots[..., 0], spots[..., 1]], dim=-1)
     return tracks * signs, columns[:, [0, 2, 1]]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from livetalk.types import LiveTalkError
 
-CHANGE_GAIN = 6.0
+CHANGE_GAIN = 7.0
 """How much louder change counts than state in the features of a clip: then both spread about alike in true clips."""
 
 

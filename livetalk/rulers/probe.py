@@ -3,7 +3,8 @@
 It was trained on drawn, true pictures only (see ``distill.rulers``) and is not meant for photographs. Its features,
 the last layer before the readings along their strongest axes, are the space of the Frechet distances.
 
-This module does not know how pictures were made or what was said.
+It does not read gaze: a trial did not learn it at this size. This module does not know how pictures were made or what
+was said.
 """
 
 from __future__ import annotations
@@ -23,9 +24,8 @@ from livetalk.types import LiveTalkError
 PROBE_SIZE = 128
 PROBE_FILE = Path("mini") / "probe.safetensors"
 MOODS = ("neutral", "happy", "sad", "surprised", "angry")
-TRACKS = ("open", "wide", "teeth", "eyes_shut", "gaze_x", "gaze_y", "brow", "brow_angle", "smile", "eye_wide")
-TRACKS += ("yaw", "pitch", "roll")
-UNITS = (0.3, 0.3, 0.3, 0.4, 0.5, 0.3, 0.5, 0.5, 0.5, 0.4, 0.3, 0.3, 0.05)
+TRACKS = ("open", "wide", "teeth", "eyes_shut", "brow", "brow_angle", "smile", "eye_wide", "yaw", "pitch", "roll")
+UNITS = (0.3, 0.3, 0.3, 0.4, 0.5, 0.5, 0.5, 0.4, 0.3, 0.3, 0.05)
 """About the deviation of each track over true pictures: the network tells tracks in these units."""
 
 SPOTS = 3
@@ -51,11 +51,10 @@ class Reading:
         wide: 0 rounded, 0.5 at rest, 1 spread.
         teeth: 0..1, 0 behind closed lips.
         eyes_shut: 0 open .. 1 shut.
-        gaze_x, gaze_y: -1..1, to the picture's right and down.
         brow: height of the brows, 0 at rest, about -0.7..1.3.
         brow_angle: -1 angry .. 1 sad.
         smile: -1..1.
-        eye_wide: -1..1.
+        eye_wide: -1..1; read weakly (correlation about .5 within a person).
         yaw, pitch: turn of the head in units of about 25 degrees, right and down.
         roll: radians, clockwise.
         spots: [T, 3, 2], column and row of mouth, left and right eye in picture sides.
@@ -67,8 +66,6 @@ class Reading:
     wide: np.ndarray
     teeth: np.ndarray
     eyes_shut: np.ndarray
-    gaze_x: np.ndarray
-    gaze_y: np.ndarray
     brow: np.ndarray
     brow_angle: np.ndarray
     smile: np.ndarray
@@ -100,7 +97,7 @@ def mood(reading: Reading, skip_pictures: int = 8) -> str:
 
 @dataclass(frozen=True)
 class Told:
-    """Raw outputs for B pictures: ``tracks`` [B, 13] in ``UNITS``, ``spots`` [B, 3, 2], ``moods`` [B, 5] logits,
+    """Raw outputs for B pictures: ``tracks`` [B, 11] in ``UNITS``, ``spots`` [B, 3, 2], ``moods`` [B, 5] logits,
     ``looks`` [B, 22], ``seen`` [B, 136]."""
 
     tracks: Tensor
