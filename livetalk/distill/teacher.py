@@ -52,6 +52,7 @@ class TeacherConfig:
         text_dropout: samples without caption.
         both_dropout: samples without either.
         portrait_dropout: samples whose portrait channels are zero: identity must come from the sinks.
+        level_floor: a sample at noise level s counts 1 / (s^2 + floor): small floors favour fine detail at little noise.
         mouth_weight: additional weight at the mouth.
         eye_weight: additional weight at eyes and brows.
         blink_share: later samples whose last chunk has a blink; blinks are rare and would be learned last.
@@ -75,7 +76,8 @@ class TeacherConfig:
     text_dropout: float = 0.1
     both_dropout: float = 0.04
     portrait_dropout: float = 0.03
-    mouth_weight: float = 5.0
+    level_floor: float = 0.25
+    mouth_weight: float = 8.0
     eye_weight: float = 8.0
     blink_share: float = 0.5
     blink_weight: float = 3.0
@@ -257,7 +259,7 @@ class TeacherLoss:
         """Weighted squared error; figures: plain error, and at high, middle and low noise."""
         square = (x0 - windows.latents.to(device)).square()
         noised = (levels > 0).float()
-        strength = (noised / (levels.square() + 0.04)).repeat_interleave(self.chunk, dim=1)
+        strength = (noised / (levels.square() + self.config.level_floor)).repeat_interleave(self.chunk, dim=1)
         counted = strength.view(len(levels), 1, -1, 1, 1) * windows.weights
         loss = (square * self.channel_weights.to(device) * counted.to(device)).mean()
         with torch.no_grad():
