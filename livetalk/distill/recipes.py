@@ -54,12 +54,17 @@ class Recipe:
         sheet_clips: held-out clips that contact sheets show.
         ranks: processes of one thread that train together on a CPU; 0 = one per core, at most four.
         given: networks that are not trained here; None = ``rulers``, ``audio``, ``vae`` and ``teacher`` train them.
+        rulers, audio, vae: settings of these stages.
+        teacher, teacher_loop: what the teacher's batches look like; length and rates.
+        pairs: how the teacher's trajectories are made.
+        ode, ode_loop: the same two for ODE initialisation.
+        dmd, dmd_loop: the same two for on-policy distillation.
         storage: number format of the exported matrices.
     """
 
     preset: Preset
-    clips: int = 3_000
-    clip_frames: int = 30
+    clips: int = 1_600
+    clip_frames: int = 33
     sheet_clips: int = 3
     ranks: int = 0
     given: GivenWeights | None = None
@@ -67,14 +72,12 @@ class Recipe:
     audio: EarTraining = field(default_factory=EarTraining)
     vae: VaeRecipe = field(default_factory=VaeRecipe)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    teacher_loop: LoopConfig = field(default_factory=lambda: LoopConfig(budget_s=9_000.0, matrix_rate=0.01))
+    teacher_loop: LoopConfig = field(default_factory=LoopConfig)
     pairs: PairConfig = field(default_factory=PairConfig)
     ode: OdeConfig = field(default_factory=OdeConfig)
-    ode_loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(budget_s=1_200.0, learning_rate=5e-4, matrix_rate=0.003)
-    )
+    ode_loop: LoopConfig = field(default_factory=LoopConfig)
     dmd: DmdConfig = field(default_factory=DmdConfig)
-    dmd_loop: LoopConfig = field(default_factory=lambda: _on_policy(learning_rate=2e-5, budget_s=1_200.0))
+    dmd_loop: LoopConfig = field(default_factory=LoopConfig)
     storage: Storage = "float16"
 
 
@@ -112,7 +115,23 @@ def recipe(name: str) -> Recipe:
 
 
 def _mini() -> Recipe:
-    return Recipe(MINI)
+    """The embedded model, from nothing; the budgets are seconds on two cores that have nothing else to do."""
+    matrices = LoopConfig(
+        learning_rate=1.2e-3,
+        matrix_rate=0.01,
+        warmup_steps=30,
+        average_decay=0.98,
+        late_average_decay=0.99,
+        checkpoint_every_s=150.0,
+    )
+    return Recipe(
+        MINI,
+        # whole clips are dear on a CPU; blinks are short and would be learned last
+        teacher=TeacherConfig(batch=7, whole_batch=3, blink_share=0.7, blink_weight=10.0, start_share=0.15),
+        teacher_loop=replace(matrices, budget_s=9_000.0),
+        ode_loop=replace(matrices, budget_s=1_200.0, learning_rate=4e-4, matrix_rate=0.003),
+        dmd_loop=_on_policy(learning_rate=2e-5, budget_s=1_200.0),
+    )
 
 
 def _smoke() -> Recipe:
@@ -120,6 +139,7 @@ def _smoke() -> Recipe:
     model = replace(TINY.model, audio_width=8 + MINI.model.drive_width, drive_width=MINI.model.drive_width)
     preset = replace(TINY, name="smoke", title="Smoke test", model=replace(model, pooled_text=MINI.model.pooled_text))
     loop = LoopConfig(steps=10, warmup_steps=1, log_every=1, learning_rate=2e-3, matrix_rate=0.01, average_decay=0.7)
+    patient = replace(loop, steps=80, learning_rate=5e-4, matrix_rate=0.002, average_decay=0.9)
     crops = CropSettings(batch=2, pixels=16, pictures=5)
     teacher = TeacherConfig(batch=3, whole_frames=9, whole_batch=2, sinks=(0, 3))
     critic = replace(critic_rates(), learning_rate=1e-3)
@@ -129,16 +149,15 @@ def _smoke() -> Recipe:
         clip_frames=12,
         sheet_clips=1,
         ranks=1,
-        rulers=ProbeTraining(faces=8, pictures_per_face=2, batch=8, steps=4),
+        rulers=ProbeTraining(faces=8, pictures_per_face=2, batch=8, steps=12, judged_faces=4),
         audio=EarTraining(clips=8, seconds=2.0, batch=4, evaluation_clips=0, loop=loop),
         vae=VaeRecipe(
             clips=4,
             clip_pictures=9,
             picture_pixels=32,
-            start_crops=40,
+            start_crops=8,  # a poor start, so that a few steps can be seen to help
             ranks=1,
-            joint=VaeTraining(loop, crops=crops),
-            decoder=VaeTraining(replace(loop, steps=4), freeze_encoder=True, crops=crops),
+            joint=VaeTraining(patient, crops=crops),
         ),
         teacher=teacher,
         teacher_loop=loop,

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import torch
 from safetensors.torch import load_file
 from torch import nn
 
@@ -35,18 +35,24 @@ from livetalk.distill.speech import HELD_OUT_SEED
 from livetalk.distill.vae import train_vae
 from livetalk.hub import fast_dtype, save_models
 from livetalk.model.mel import MelAudioEncoder
-from livetalk.model.originals import load_transformer, load_vae
+from livetalk.model.originals import load_vae, read_tensors
 from livetalk.model.small_vae import SmallVideoVAE
-from livetalk.model.storage import check_fit
 from livetalk.model.text import WordsTextEncoder
 from livetalk.model.transformer import CausalDiT
 from livetalk.model.vae import VideoVAE
+from livetalk.model.weights import load_transformer_state, original_state
 from livetalk.types import LiveTalkError
 
 log = logging.getLogger(__name__)
 
 Stage = Literal["rulers", "audio", "vae", "data", "teacher", "ode", "dmd", "export"]
 STAGES: tuple[Stage, ...] = ("rulers", "audio", "vae", "data", "teacher", "ode", "dmd", "export")
+SHARED: tuple[Stage, ...] = ("teacher", "ode", "dmd")
+"""Stages that several ranks of ``accelerate launch`` work on together."""
+
+LAUNCHED = "ACCELERATE_MIXED_PRECISION"
+"""What ``accelerate launch`` leaves in the environment."""
+
 RESULT = "model.safetensors"
 """In the folder of each stage that trains the generator: its moving average, float32."""
 
@@ -73,17 +79,28 @@ def run(stage: str, config: str = "mini", folder: Path = Path("runs/mini")) -> F
     return run_recipe(recipe(config), folder, STAGES if stage == "all" else [name for name in STAGES if name == stage])
 
 
-def run_recipe(chosen: Recipe, folder: Path, stages: Any = STAGES) -> Figures:
-    """Run stages of a recipe in their order; see ``run``."""
+def run_recipe(chosen: Recipe, folder: Path, stages: Sequence[Stage] = STAGES) -> Figures:
+    """Run stages of a recipe in their order; see ``run``. Under ``accelerate launch`` it trains with accelerate."""
+    if LAUNCHED in os.environ:
+        loops = {name: getattr(chosen, name) for name in ("teacher_loop", "ode_loop", "dmd_loop")}
+        chosen = replace(chosen, **{name: replace(loop, engine="accelerate") for name, loop in loops.items()})
+    team = Team.join(chosen.dmd_loop.engine)
     folder.mkdir(parents=True, exist_ok=True)
-    if Team.join(chosen.ode_loop.engine).rank == 0:
+    if team.rank == 0:
         (folder / "recipe.json").write_text(json.dumps(to_dict(chosen), indent=1) + "\n")
         with (folder / "stages.jsonl").open("a") as file:
             file.write(json.dumps({"stages": list(stages), "commit": code_version()}) + "\n")
     figures: Figures = {}
     for name in stages:
+        if team.ranks > 1 and name not in SHARED and chosen.given is None:
+            raise LiveTalkError(
+                f"The stage {name!r} is not shared by several ranks. Run it without 'accelerate launch'; these are: "
+                f"{', '.join(SHARED)}."
+            )
         log.info("stage %s", name)
-        figures[name] = _RUNNERS[name](chosen, folder)
+        if team.rank == 0 or name in SHARED:
+            figures[name] = _RUNNERS[name](chosen, folder)
+        team.wait()
     return figures
 
 
@@ -110,6 +127,11 @@ def _train_vae(chosen: Recipe, folder: Path) -> Figures:
 
 def _make_data(chosen: Recipe, folder: Path) -> Figures:
     """Make clips in several processes; shards that exist already are kept."""
+    if chosen.clips == 0 and not list((folder / "clips").glob("shard-*")):
+        raise LiveTalkError(
+            f"There are no clips in {folder / 'clips'}. This recipe learns from real ones: make them with "
+            "'python -m livetalk curate'."
+        )
     wanted = {"clips": range(chosen.clips), "held-out": range(HELD_OUT_SEED, HELD_OUT_SEED + chosen.sheet_clips)}
     shares = [
         (chosen, folder, name, seeds[first : first + CLIPS_PER_SHARD])
@@ -125,7 +147,8 @@ def _make_shard(share: tuple[Recipe, Path, str, range]) -> None:
     """One share of the data, made in a process of its own."""
     chosen, folder, name, seeds = share
     text = WordsTextEncoder(chosen.preset.model.text_tokens, chosen.preset.model.text_width)
-    encoders = Encoders(_small_vae(chosen, folder), _ear(chosen, folder), text)
+    vae = _small_vae(chosen, folder).prepare_for_inference(fast_dtype(training_device("ranks")))
+    encoders = Encoders(vae, _ear(chosen, folder), text)
     write_shards(folder / name, seeds, chosen.clip_frames, chosen.preset, encoders)
 
 
@@ -147,11 +170,9 @@ def _take_given(chosen: Recipe, folder: Path) -> Figures:
     """The given network of the student's size takes the place of a trained teacher: trajectories, first weights."""
     assert chosen.given is not None
     path = _given(folder / chosen.given.student)
-    student = load_transformer(path, chosen.preset)
-    with torch.device("meta"):
-        expected = CausalDiT(chosen.preset.model).state_dict()
-    check_fit({name: weight.shape for name, weight in expected.items()}, student.state_dict(), str(path))
-    if Team.join(chosen.ode_loop.engine).rank == 0:
+    student = CausalDiT(chosen.preset.model)
+    load_transformer_state(student, original_state(read_tensors(path)), str(path))
+    if Team.join(chosen.dmd_loop.engine).rank == 0:
         (folder / "teacher").mkdir(exist_ok=True)
         save_tensors(folder / "teacher" / RESULT, student.state_dict())
     return {"parameters": sum(weight.numel() for weight in student.parameters())}
