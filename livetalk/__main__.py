@@ -1,4 +1,4 @@
-"""The command line: ``python -m livetalk {render,doctor,bench,evaluate,distill}``.
+"""The command line: ``python -m livetalk {render,doctor,bench,evaluate,distill,curate}``.
 
 Bad input ends with one sentence and exit code 2, never with a traceback.
 """
@@ -6,6 +6,7 @@ Bad input ends with one sentence and exit code 2, never with a traceback.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import sys
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_bench(commands)
     _add_evaluate(commands)
     _add_distill(commands)
+    _add_curate(commands)
     return parser
 
 
@@ -122,6 +124,21 @@ def _add_distill(commands: Any) -> None:
         "--out", type=Path, default=None, help="folder for clips, runs and the model (default: runs/CONFIG)"
     )
     distill.set_defaults(run=_distill)
+
+
+def _add_curate(commands: Any) -> None:
+    curate = commands.add_parser("curate", help="usable training clips out of a folder of talking-head videos")
+    curate.add_argument("folder", type=Path, help="videos, in folders or not; name.txt beside one is its caption")
+    curate.add_argument("--out", type=Path, required=True, help="receives shards and curation.jsonl")
+    curate.add_argument("--frames", type=int, default=21, help="latent frames of a clip (21 = 5 s)")
+    curate.add_argument("--report", type=Path, default=None, help="folder for contact sheets")
+    curate.add_argument("--limits", type=Path, default=None, help="JSON object of limits other than the defaults")
+    curate.add_argument("--restore", default="none", help="poor references: none, plain, or an image-to-image model")
+    curate.add_argument("--rewrite", default=None, help="chat model that rewrites captions towards motion")
+    curate.add_argument("--see", action="store_true", help="show the chat model pictures, too")
+    curate.add_argument("--server", default=None, help="address of a local server for these models")
+    _add_model_options(curate)
+    curate.set_defaults(run=_curate, device="cpu")
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -236,6 +253,15 @@ def _distill(arguments: argparse.Namespace) -> int:
     logging.getLogger().setLevel(logging.INFO)
     folder = arguments.out or Path("runs") / Path(arguments.config).stem
     _print_figures(train.run(arguments.stage, config=arguments.config, folder=folder))
+    return 0
+
+
+def _curate(arguments: argparse.Namespace) -> int:
+    from livetalk.distill.curate import command
+
+    given = vars(arguments)
+    options = command.Options(**{field.name: given[field.name] for field in dataclasses.fields(command.Options)})
+    _print_figures(command.run(arguments.folder, arguments.out, options))
     return 0
 
 

@@ -168,6 +168,16 @@ def find_checkpoint(config: Preset) -> Path | None:
     return None
 
 
+def inference_client(url: str | None = None, timeout_s: float = 120.0) -> Any:
+    """A client for models run elsewhere: the Hub's inference providers, or a server that speaks their protocol.
+
+    Args:
+        url: of a local server, such as ``http://127.0.0.1:8080/v1``; None = the Hub, with the token of this machine.
+        timeout_s: longest wait for an answer.
+    """
+    return huggingface_hub.InferenceClient(base_url=url, timeout=timeout_s)
+
+
 def fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the device computes it natively, else float32."""
     if device.type == "cuda":

@@ -33,7 +33,7 @@ SOLE_IMPORTERS = {
 }
 # Packages that may be imported inside functions: optional, or too heavy for mini's start.
 OPTIONAL = {"skia", "espeakng_loader", "accelerate", "matplotlib", "transformers", "diffusers", "playwright", "spaces"}
-OPTIONAL |= {"psutil", "ftfy"}
+OPTIONAL |= {"psutil", "ftfy", "cv2"}
 PUBLIC_DOOR = "livetalk"  # the package's own __init__ hands out names of any room
 
 
