@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from livetalk.config import ModelConfig, RolloutConfig
-from livetalk.flow import FlowSchedule, add_noise, dmd_timestep, euler_step, guide
+from livetalk.distill.sampling import integrate
+from livetalk.distill.scores import Guidance, Score
+from livetalk.flow import FlowSchedule, add_noise, dmd_timestep, guide
 from livetalk.model.conditions import AudioVectors, Conditions, TextKeys, image_condition, pack_audio
 from livetalk.model.transformer import CausalDiT, ChunkMask
 from livetalk.model.weights import config_from_shapes, load_transformer_state, original_state
@@ -355,18 +357,22 @@ def test_teacher_trajectories(model, loop):
     image = tensors.get(f"loop.{loop}.y", tensors["in.y"])
     fixed = tensors[f"loop.{loop}.fixed_latents"]
     given = image[:, -1:, :, :1, :1] == 0
-    strengths = scales(description["notes"][f"loop.{loop}"])
-    timesteps, sigmas = description["loop_timesteps"], [*description["loop_sigmas"], 0.0]
-    x = torch.where(given, fixed, tensors["loop.noise"])
-    trajectory = [x]
-    for step, t in enumerate(timesteps):
-        level = x.new_full((x.shape[0],), t)
-        negative, positive, silent = teacher_flows(model, tensors, x, level, image)
-        x = euler_step(x, guide(negative, positive, *strengths, silent), sigmas[step], sigmas[step + 1])
-        x = torch.where(given, fixed, x)
-        trajectory.append(x)
+    schedule = FlowSchedule(len(description["loop_sigmas"]), 5.0)
+    schedule.sigmas = torch.tensor(description["loop_sigmas"])
+    schedule.timesteps = torch.tensor(description["loop_timesteps"])
+    guidance = Guidance(*scales(description["notes"][f"loop.{loop}"]))
+    score = Score(model, guidance=guidance, negative_text=pad_rows(tensors["in.context_neg_rows"], TEXT_ROWS))
+    text = pad_rows(tensors["in.context_rows"], TEXT_ROWS)
+    branches = score.branches(Conditions(image, pack_audio(tensors["in.audio_raw"]), text))
+    made = integrate(
+        lambda x, t: score.flow(x, t, branches),
+        tensors["loop.noise"],
+        schedule,
+        lambda x: torch.where(given, fixed, x),
+        range(len(schedule.sigmas)),
+    )
     recorded = tensors[f"loop.{loop}.trajectory"]
-    assert_close(torch.stack(trajectory[-len(recorded) :]), recorded, tolerance_of(description, 2e-5))
+    assert_close(made[-len(recorded) :], recorded, tolerance_of(description, 2e-5))
 
 
 def test_one_chunk_of_all_frames_equals_the_teacher(model):

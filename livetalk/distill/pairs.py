@@ -43,6 +43,7 @@ class PairConfig:
         frames: latent frames of a pair; 21 = 5 s.
         batch: clips sampled together, which is also a file.
         steps: of the sampler, a multiple of 4.
+        order: of the sampler, see ``integrate``.
         text_scale: guidance of the caption, 1 = none; see ``Guidance``.
         audio_scale: guidance of the sound, 1 = none; a rollout with ``audio_guidance`` g has 1 + g.
         causal: a causal teacher (``chunks_trajectory``) instead of the bidirectional one.
@@ -56,6 +57,7 @@ class PairConfig:
     frames: int = 21
     batch: int = 4
     steps: int = TEACHER_STEPS
+    order: int = 1
     text_scale: float = 1.5
     audio_scale: float = 1.75
     causal: bool = False
@@ -122,9 +124,9 @@ def make_pairs(
     if config.causal:
         truth = torch.stack([clip["latents"].float() for clip in clips]).to(network.device)
         past = truth if config.true_past else None
-        entries = chunks_trajectory(score, cond, noise, schedule, preset.rollout, sigmas, past)
+        entries = chunks_trajectory(score, cond, noise, schedule, preset.rollout, sigmas, past, config.order)
     else:
-        entries = clip_trajectory(score, cond, noise, schedule, sigmas)
+        entries = clip_trajectory(score, cond, noise, schedule, sigmas, config.order)
     kept = {key: torch.stack([clip[key] for clip in clips]) for key in clips[0]}
     return {**kept, "seeds": seeds, "trajectory": entries.transpose(0, 1).half().cpu()}
 
