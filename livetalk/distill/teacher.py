@@ -52,7 +52,7 @@ class TeacherConfig:
         text_dropout: samples without caption.
         both_dropout: samples without either.
         portrait_dropout: samples whose portrait channels are zero: identity must come from the sinks.
-        level_floor: a sample at noise level s counts 1 / (s^2 + floor): small floors favour fine detail at little noise.
+        level_floor: noise level s counts 1 / (s^2 + floor): small floors favour fine detail at little noise.
         mouth_weight: additional weight at the mouth.
         eye_weight: additional weight at eyes and brows.
         blink_share: later samples whose last chunk has a blink; blinks are rare and would be learned last.
