@@ -133,6 +133,7 @@ def _add_curate(commands: Any) -> None:
     curate.add_argument("--frames", type=int, default=21, help="latent frames of a clip (21 = 5 s)")
     curate.add_argument("--report", type=Path, default=None, help="folder for contact sheets")
     curate.add_argument("--limits", type=Path, default=None, help="JSON object of limits other than the defaults")
+    curate.add_argument("--faces", type=Path, default=None, help="face_detection_yunet_*.onnx instead of the cascades")
     curate.add_argument("--restore", default="none", help="poor references: none, plain, or an image-to-image model")
     curate.add_argument("--rewrite", default=None, help="chat model that rewrites captions towards motion")
     curate.add_argument("--see", action="store_true", help="show the chat model pictures, too")

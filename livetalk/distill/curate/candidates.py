@@ -40,10 +40,9 @@ log = logging.getLogger(__name__)
 CAPTION_ENDING = ".txt"
 READ_FIELDS = {
     "open": "open", "teeth": "teeth", "blink": "eyes_shut", "yaw": "yaw", "pitch": "pitch", "roll": "roll",
-    "gaze_x": "gaze_x", "gaze_y": "gaze_y", "brow": "brow", "brow_angle": "brow_angle", "smile": "smile",
-    "eye_wide": "eye_wide",
+    "brow": "brow", "brow_angle": "brow_angle", "smile": "smile", "eye_wide": "eye_wide",
 }  # fmt: skip
-"""Fields of a pose that a probe reads, by its name for them; width is read on another scale, place not at all."""
+"""Fields of a pose that a probe reads, and its names for them; width is read on another scale, place and gaze not."""
 
 _SHOWN = 9
 

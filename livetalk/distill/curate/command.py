@@ -10,7 +10,7 @@ from typing import Any
 from livetalk.config import from_dict
 from livetalk.distill.curate.candidates import Tools
 from livetalk.distill.curate.captions import Rewriter, hosted_rewriter
-from livetalk.distill.curate.faces import CascadeFinder
+from livetalk.distill.curate.faces import CascadeFinder, YuNetFinder
 from livetalk.distill.curate.judge import SyncRuler
 from livetalk.distill.curate.limits import Limits
 from livetalk.distill.curate.reference import Restorer, hosted_restorer, sharpen
@@ -31,6 +31,7 @@ class Options:
         frames: latent frames of a clip, 1 + 3k for whole chunks or as the training wants them.
         report: folder for contact sheets.
         limits: JSON file with those ``Limits`` that differ from the defaults.
+        faces: file of OpenCV's YuNet; None = the cascades of its wheel.
         restore: "none", "plain" (sharpening), or an image-to-image model to ask.
         rewrite: chat model that rewrites captions; None = none does.
         see: show the chat model pictures.
@@ -42,6 +43,7 @@ class Options:
     frames: int = 21
     report: Path | None = None
     limits: Path | None = None
+    faces: Path | None = None
     restore: str = "none"
     rewrite: str | None = None
     see: bool = False
@@ -57,7 +59,7 @@ def run(folder: Path, out: Path, options: Options) -> dict[str, Any]:
     if options.frames < 2:
         raise LiveTalkError(f"A clip of {options.frames} latent frames does not move. Give --frames 2 or more.")
     limits = read_limits(options.limits) if options.limits is not None else Limits()
-    finder = CascadeFinder()
+    finder = CascadeFinder() if options.faces is None else YuNetFinder(options.faces)
     models = load_models(options.preset, device=options.device, dtype="float32")
     tools = Tools(finder, sync_ruler(models), *_helpers(options), label=_label(options))
     return curate(Job(folder, out, models, tools, limits, options.frames, options.report))
@@ -97,4 +99,6 @@ def _helpers(options: Options) -> tuple[Restorer | None, Rewriter | None]:
 
 
 def _label(options: Options) -> str:
-    return f"restore {options.restore}, rewrite {options.rewrite}, see {options.see}, server {options.server}"
+    finder = "cascade" if options.faces is None else options.faces.name
+    models = f"rewrite {options.rewrite}, see {options.see}, server {options.server}"
+    return f"faces {finder}, restore {options.restore}, {models}"

@@ -67,7 +67,7 @@ def choose_reference(
     cost = 4.0 * (blur - blur.min()) + 0.2 * np.arange(len(blur)) / len(blur)
     if reading is not None:
         cost = cost + 2.0 * reading.open + 2.0 * reading.eyes_shut
-        cost = cost + np.hypot(reading.yaw, reading.pitch) + 0.3 * np.hypot(reading.gaze_x, reading.gaze_y)
+        cost = cost + np.hypot(reading.yaw, reading.pitch)
         index = int(cost.argmin())
     else:
         cost = cost + _darkness(luminance(_mouth(face).of(pictures))) + _asymmetry(light)

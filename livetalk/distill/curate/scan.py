@@ -112,22 +112,20 @@ def stretches(seen: Scan, pictures: int, wanted: tuple[int, int], limits: Limits
     found = []
     for start, stop in itertools.pairwise(edges):
         if stop - start < pictures:
-            figures = {"seconds": round((stop - start) / 16, 2)}
-            found.append(Stretch(start, stop - start, "short", None, None, figures))
+            figures = _light_figures(seen.light[start:stop])
+            found.append(Stretch(start, stop - start, _wrong_light(figures, limits) or "short", None, None, figures))
         for first in range(start, stop - pictures + 1, pictures):
             found.append(_judged(seen, first, pictures, wanted, limits))
     return found
 
 
 def _judged(seen: Scan, first: int, pictures: int, wanted: tuple[int, int], limits: Limits) -> Stretch:
-    light = seen.light[first : first + pictures]
     faces = [found for at, found in sorted(seen.faces.items()) if first <= at < first + pictures]
     largest = [found[0] for found in faces if found]
     count = max(1, len(faces))
     second = sum(len(found) > 1 and found[1].side > limits.second_side * found[0].side for found in faces)
     figures = {
-        "light": float(light.mean()),
-        "darkest": float(light.min()),
+        **_light_figures(seen.light[first : first + pictures]),
         "found_share": len(largest) / count,
         "second_share": second / count,
     }
@@ -147,6 +145,10 @@ def _judged(seen: Scan, first: int, pictures: int, wanted: tuple[int, int], limi
     if wrong is None and figures["travel"] > limits.most_travel:
         wrong = "restless"
     return Stretch(first, pictures, wrong, cut, face, figures)
+
+
+def _light_figures(light: np.ndarray) -> dict[str, float]:
+    return {"light": float(light.mean()), "darkest": float(light.min())}
 
 
 def _wrong_light(figures: dict[str, float], limits: Limits) -> Reason | None:
