@@ -83,7 +83,11 @@ def test_the_loss_falls_and_is_drawn(tmp_path: Path) -> None:
 def test_resume_is_exact(tmp_path: Path, partner: bool) -> None:
     whole = train(tmp_path / "whole", partner=partner)
     assert train(tmp_path / "part", stop_after=3, partner=partner).step == 3
+    log = tmp_path / "part" / LOG_FILE
+    with log.open("a") as file:
+        file.write('{"step": 7, "loss": 9.0}\n')  # a run that was killed after its last checkpoint
     resumed = train(tmp_path / "part", partner=partner)
+    assert 9.0 not in read_log(log)["loss"][1]
     assert resumed.step == 8
     assert same(whole, resumed)
     assert not torch.equal(whole.state.weights, whole.state.average)

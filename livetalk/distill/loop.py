@@ -143,6 +143,7 @@ class Loop:
                 learner.resume(path, prefix)
         if self.team.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
+            _forget_after(folder / LOG_FILE, self.step)
             _describe(folder / RUN_FILE, {"loop": asdict(config), "ranks": self.team.ranks, **(describe or {})})
 
     @property
@@ -278,6 +279,13 @@ def code_version() -> str:
 
     commit = git("rev-parse", "HEAD")
     return (commit + ("+" if git("status", "--porcelain", "--untracked-files=no", ".") else "")) or "unknown"
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop lines of a log that tell of steps after the checkpoint a run goes on from: they will happen again."""
+    if path.is_file():
+        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        path.write_text("".join(f"{line}\n" for line in lines))
 
 
 def _describe(path: Path, about: dict[str, Any]) -> None:

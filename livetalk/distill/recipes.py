@@ -175,7 +175,8 @@ def _livetalk() -> Recipe:
     Start it with ``accelerate launch --mixed_precision bf16 -m livetalk distill STAGE --config livetalk-1.3b`` on
     64 processes (GPUs times nodes; batch 1 each, total batch 64 as in paper and configs), or on fewer with a larger
     ``batch``. Master weights, average and two moments of student and critic are kept in float32 on every GPU:
-    16 bytes a parameter, 42 GB, beside 28 GB of the frozen 14B teacher in bf16: a GPU of 141 GB holds all of it.
+    16 bytes a parameter, 42 GB, beside 28 GB of the frozen 14B teacher in bf16. With some 45 GB for the activations
+    of one clip (an estimate; nothing of this was run at full size) that is for GPUs of 141 GB.
     """
     adam = LoopConfig(
         learning_rate=4e-5,  # paper and configs

@@ -44,8 +44,8 @@ def rollout_sheet(model: CausalDiT, vae: VideoVAE, store: ClipStore, preset: Pre
     """What a generator makes of the clips of a store: two rows a clip, the truth above the rollout.
 
     Args:
-        model: the generator, any number format.
-        vae: decodes both.
+        model: the generator, any number format, on any device.
+        vae: decodes both; on the same device.
         store: held-out clips, a few.
         preset: rollout settings.
         every: distance between neighbouring pictures.
@@ -53,17 +53,18 @@ def rollout_sheet(model: CausalDiT, vae: VideoVAE, store: ClipStore, preset: Pre
     settings, rows = preset.rollout, []
     for index in range(len(store)):
         clip = store.clip(index)
-        latents = clip["latents"][None].float()
+        latents = clip["latents"][None].float().to(model.device)
         chunks = latents.shape[2] // settings.chunk_frames
         frames = chunks * settings.chunk_frames
         shape = preset.latent_shape(settings.chunk_frames)
         noise = torch.stack([chunk_noise(index, chunk, shape, len(settings.timesteps)) for chunk in range(chunks)])
+        sound = pack_audio(driven_rows(clip, preset.model.drive_width)[None])[:, : frames * PICTURES_PER_LATENT]
         cond = Conditions(
             image=image_condition(latents[:, :, :1], frames),
-            audio=pack_audio(driven_rows(clip, preset.model.drive_width)[None])[:, : frames * PICTURES_PER_LATENT],
-            text=clip["text"][None].float(),
+            audio=sound.to(model.device),
+            text=clip["text"][None].float().to(model.device),
         )
-        for shown in (latents, rollout(model, cond, noise, settings)):
+        for shown in (latents, rollout(model, cond, noise.to(model.device), settings)):
             pictures = (vae.decode(shown.float())[0].permute(1, 2, 3, 0) + 1) * 127.5
-            rows.append(pictures.round().clamp(0, 255).byte().numpy())
+            rows.append(pictures.round().clamp(0, 255).byte().cpu().numpy())
     return contact_sheet(rows, columns=len(rows[0]) // every, every=every)

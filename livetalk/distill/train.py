@@ -28,7 +28,7 @@ from livetalk.distill.data import CLIPS_PER_SHARD, ClipStore, Encoders, write_sh
 from livetalk.distill.learner import save_tensors
 from livetalk.distill.loop import LOG_FILE, Loop, LoopConfig, code_version
 from livetalk.distill.pairs import write_pairs
-from livetalk.distill.ranks import Team, default_ranks, run_ranks, run_shares, training_device
+from livetalk.distill.ranks import Engine, Team, default_ranks, run_ranks, run_shares, training_device
 from livetalk.distill.recipes import Recipe, recipe
 from livetalk.distill.sheets import rollout_sheet
 from livetalk.distill.speech import HELD_OUT_SEED
@@ -39,7 +39,7 @@ from livetalk.model.originals import load_vae, read_tensors
 from livetalk.model.small_vae import SmallVideoVAE
 from livetalk.model.text import WordsTextEncoder
 from livetalk.model.transformer import CausalDiT
-from livetalk.model.vae import VideoVAE
+from livetalk.model.vae import WanVideoVAE
 from livetalk.model.weights import load_transformer_state, original_state
 from livetalk.types import LiveTalkError
 
@@ -161,7 +161,7 @@ def _train_teacher(chosen: Recipe, folder: Path) -> Figures:
 
 def _teacher_rank(chosen: Recipe, folder: Path) -> None:
     plan, loop = _fast(chosen.teacher, chosen.teacher_loop), chosen.teacher_loop
-    place, look = folder / "teacher", _sheets(chosen, folder)
+    place, look = folder / "teacher", _sheets(chosen, folder, loop.engine)
     vae = _small_vae(chosen, folder)
     _keep(teacher.train(chosen.preset, folder / "clips", place, vae, loop, plan, look))
 
@@ -189,7 +189,7 @@ def _ode_rank(chosen: Recipe, folder: Path) -> None:
     pairs = folder / "pairs"
     write_pairs(chosen.preset, folder / "clips", pairs, start, chosen.pairs, Team.join(loop.engine))
     vae = None if plan.plain else _small_vae(chosen, folder)
-    look = _sheets(chosen, folder)
+    look = _sheets(chosen, folder, loop.engine)
     _keep(ode.train(chosen.preset, pairs, folder / "ode", vae, loop, plan, look, load_file(start)))
 
 
@@ -203,7 +203,7 @@ def _dmd_rank(chosen: Recipe, folder: Path) -> None:
     begin = folder / "teacher" / RESULT
     judge = begin if chosen.given is None else _given(folder / chosen.given.teacher)
     weights = dmd.StartWeights(student=folder / "ode" / RESULT, teacher=judge, critic=begin)
-    look = _sheets(chosen, folder)
+    look = _sheets(chosen, folder, loop.engine)
     _keep(dmd.train(chosen.preset, folder / "clips", folder / "dmd", weights, loop, plan, look))
 
 
@@ -256,22 +256,24 @@ def _fast(config: ConfigT, loop: LoopConfig) -> ConfigT:
     return replace(config, dtype=str(fast_dtype(training_device(loop.engine))).removeprefix("torch."))
 
 
-def _sheets(chosen: Recipe, folder: Path) -> Callable[[Loop], None] | None:
+def _sheets(chosen: Recipe, folder: Path, engine: Engine) -> Callable[[Loop], None] | None:
     """Contact sheets at checkpoints, if there are held-out clips and a VAE to show them with."""
-    vae = _any_vae(chosen, folder)
+    vae, device = _any_vae(chosen, folder), training_device(engine)
     if vae is None or not list((folder / "held-out").glob("shard-*")):
         return None
+    vae.to(device).prepare_for_inference(fast_dtype(device))
 
     def look(loop: Loop) -> None:
         model = CausalDiT(chosen.preset.model)
         model.load_state_dict(loop.averaged())
+        model.to(device).prepare_for_inference(fast_dtype(device))
         sheet = rollout_sheet(model, vae, ClipStore(folder / "held-out"), chosen.preset)
         sheet.save(loop.folder / f"step-{loop.step:06d}.png")
 
     return look
 
 
-def _any_vae(chosen: Recipe, folder: Path) -> VideoVAE | None:
+def _any_vae(chosen: Recipe, folder: Path) -> SmallVideoVAE | WanVideoVAE | None:
     if chosen.given is None:
         return _small_vae(chosen, folder)
     path = folder / chosen.given.vae
