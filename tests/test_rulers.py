@@ -22,11 +22,6 @@ FACE = 9_700_000
 needs_probe = pytest.mark.skipif(not PROBE.is_file(), reason="needs checkpoints/mini/probe.safetensors")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _renderer() -> None:
-    pytest.importorskip("skia", reason="needs skia-python to draw people")
-
-
 @functools.cache
 def probe() -> Probe:
     return Probe.load(PROBE)
@@ -44,6 +39,7 @@ def mouth(seed: int, count: int) -> np.ndarray:
 @functools.cache
 def film(face: int, motion: str = "gentle", mood: str = "neutral", count: int = 48) -> tuple[np.ndarray, np.ndarray]:
     """True pictures of a talking person and the true openness."""
+    pytest.importorskip("skia", reason="needs skia-python to draw people")
     from livetalk.distill.portraits import Face, animate, draw_clip
 
     poses = animate(mouth(face, count), FACE + face, motion, mood)
@@ -88,6 +84,7 @@ def falls(values: list[float], factor: float = 1.0) -> bool:
 
 @needs_probe
 def test_the_probe_reads_unseen_people() -> None:
+    pytest.importorskip("skia", reason="needs skia-python to draw people")
     from livetalk.distill import portraits
     from livetalk.distill.rulers import HELD_OUT_FACE, judge_probe
 
@@ -188,8 +185,8 @@ def test_the_bootstrap_covers_the_mean_and_repeats() -> None:
 @needs_probe
 def test_motion_words_are_told_by_how_much_heads_move() -> None:
     for face in (2, 3):
-        amounts = [rulers.motion_amount(seen(face, motion, count=80)) for motion in ("lively", "gentle", "still")]
-        standing = rulers.motion_amount(probe().read(noisy(frozen(film(face, "still", count=80)[0]), 3)))
+        amounts = [rulers.motion_amount(seen(face, motion, count=64)) for motion in ("lively", "gentle", "still")]
+        standing = rulers.motion_amount(probe().read(noisy(frozen(film(face, "still", count=64)[0]), 3)))
         assert falls([*amounts, standing], 1.2), amounts
 
 
@@ -256,15 +253,15 @@ def test_black_and_faded_pictures_are_found() -> None:
 
 @needs_probe
 def test_frechet_distances_rank_by_damage_and_see_order() -> None:
-    people = range(5)
+    people, count = range(4), 32
 
     def distances(damage) -> tuple[float, float]:
-        readings = [probe().read(damage(film(face)[0])) for face in people]
+        readings = [probe().read(damage(film(face, count=count)[0])) for face in people]
         found = rulers.gaussian(np.concatenate([one.features for one in readings]))
         clips = rulers.gaussian(np.concatenate([rulers.clip_features(one.features) for one in readings]))
         return rulers.frechet_distance(found, true_pictures), rulers.frechet_distance(clips, true_clips)
 
-    truth = [seen(face) for face in people]
+    truth = [seen(face, count=count) for face in people]
     true_pictures = rulers.gaussian(np.concatenate([one.features for one in truth]))
     true_clips = rulers.gaussian(np.concatenate([rulers.clip_features(one.features) for one in truth]))
     same, slight, worse, black = (distances(d) for d in (np.copy, blurred, lambda p: blurred(p, 2.5), np.zeros_like))
@@ -295,6 +292,7 @@ def test_frechet_distance_of_known_normal_distributions() -> None:
 
 
 def test_mirrored_truth_is_that_of_the_mirrored_person() -> None:
+    pytest.importorskip("skia", reason="needs skia-python to draw people")
     from livetalk.distill.rulers import draw_labelled, mirrored
 
     person = draw_labelled(FACE, 4)

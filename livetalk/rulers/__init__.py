@@ -41,7 +41,6 @@ from livetalk.rulers.tracks import (
     shifted_correlation,
     sync,
 )
-from livetalk.rulers.tracks import closed_in_silence as openness_in_silence  # until the evaluation has switched
 
 __all__ = [
     "CELLS",
@@ -79,7 +78,6 @@ __all__ = [
     "motion_diversity",
     "motion_spread",
     "motion_tracks",
-    "openness_in_silence",
     "over_clips",
     "psnr",
     "sharpness",
