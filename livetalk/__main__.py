@@ -97,8 +97,8 @@ def _add_evaluate(commands: Any) -> None:
     teacher.add_argument("--teacher", type=Path, required=True, help="folder with the teacher's weights")
     teacher.add_argument("--clips", type=int, default=24, help="clips of 5 s")
     teacher.add_argument("--steps", type=int, default=48, help="steps of the teacher")
-    teacher.add_argument("--text-guidance", type=float, default=1.0, help="of the teacher; 1 = none")
-    teacher.add_argument("--audio-guidance", type=float, default=1.0, help="of the teacher; 1 = none")
+    teacher.add_argument("--text-guidance", type=float, help="of the teacher; 1 = none, by default as distilled")
+    teacher.add_argument("--audio-guidance", type=float, help="of the teacher; 1 = none, by default as distilled")
     teacher.set_defaults(run=_evaluate_teacher)
     vae = kinds.add_parser("vae", help="what the VAE alone costs, on newly drawn faces")
     vae.add_argument("--clips", type=int, default=24, help="clips")
@@ -219,12 +219,9 @@ def _evaluate_long(arguments: argparse.Namespace) -> int:
 def _evaluate_teacher(arguments: argparse.Namespace) -> int:
     from livetalk.eval import versus
 
-    plan = versus.VersusPlan(
-        clips=arguments.clips,
-        steps=arguments.steps,
-        text_guidance=arguments.text_guidance,
-        audio_guidance=arguments.audio_guidance,
-    )
+    given = {name: getattr(arguments, name) for name in ("text_guidance", "audio_guidance")}
+    guidance = {name: value for name, value in given.items() if value is not None}
+    plan = versus.VersusPlan(clips=arguments.clips, steps=arguments.steps, **guidance)
     _print_figures(versus.run(arguments.teacher, plan=plan, **_cases_of(arguments)))
     return 0
 

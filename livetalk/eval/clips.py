@@ -8,6 +8,7 @@ This module does not know how the model was trained, nor what figures are good e
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -27,22 +28,22 @@ from livetalk.eval.truth import (
     draw_pictures,
     draw_set,
 )
-from livetalk.eval.watch import Watch, find_probe, judge, perform, perform_case
+from livetalk.eval.watch import Watch, distributions, find_probe, judge, perform, perform_case
 from livetalk.eval.words import measure_words
 from livetalk.hub import Models, load_models
 from livetalk.model.drive import lids
 from livetalk.rulers import (
     Probe,
     blinks_per_minute,
-    clip_features,
     correlation,
     frechet_distance,
-    gaussian,
     motion_amount,
     motion_diversity,
     over_clips,
 )
 from livetalk.types import MODEL_RATE, PICTURES_PER_SECOND, LiveTalkError
+
+log = logging.getLogger(__name__)
 
 EDGE_S = 10.0
 """Length of the stretches at both ends of a long clip that are compared."""
@@ -219,6 +220,7 @@ def _talk(models: Models, probe: Probe, case: Case, found: _Found) -> dict[str, 
     found.watches.append(watch)
     truth = _moments(case, models.preset.height) if found.draw_truth else None
     found.seen.append(Seen(case, watch, shown[:SHEET_COLUMNS], truth))
+    log.info("%s: sync_r %.3f", case.name, figures["sync_r"])
     return {"name": case.name, "seed": case.seed, "voice": case.voice, "text": case.text, **figures}
 
 
@@ -232,8 +234,8 @@ def _drift(watch: Watch, case: Case) -> Figures:
     """The last ten seconds against the first ten."""
     edge = int(EDGE_S * PICTURES_PER_SECOND)
     first, last = judge(watch, case, 0, edge), judge(watch, case, case.pictures - edge)
-    plain = watch.figures(0, edge), watch.figures(case.pictures - edge)
-    growth = {f"{name}_growth": plain[1][name] / plain[0][name] for name in ("sharp_eyes", "sharp_mouth")}
+    ends = watch.figures(0, edge), watch.figures(case.pictures - edge)
+    growth = {f"{name}_growth": ends[1][name] / ends[0][name] for name in ("sharp_eyes", "sharp_mouth")}
     return growth | {
         "identity_growth": last.get("identity", math.nan) - first.get("identity", math.nan),
         "sync_r_first": first["sync_r"],
@@ -260,16 +262,15 @@ def _listen(models: Models, probe: Probe, case: Case, seconds: float) -> dict[st
 def _distributions(watches: Sequence[Watch], cases: CaseSet) -> Figures:
     """Frechet distances in the probe's feature space to the true pictures and clips, and diversity of motion."""
     readings = [watch.reading for watch in watches]
-    if not readings or cases.pictures_seen is None or cases.clips_seen is None:
+    if not readings:
         return {}
-    shown = gaussian(np.concatenate([reading.features for reading in readings]))
-    windows = gaussian(np.concatenate([clip_features(reading.features) for reading in readings]))
-    figures = {
-        "frechet_pictures": round(frechet_distance(shown, cases.pictures_seen), 4),
-        "frechet_clips": round(frechet_distance(windows, cases.clips_seen), 4),
-    }
-    if len(readings) > 1:
-        figures["motion_diversity"] = round(motion_diversity(readings) / max(cases.diversity, 1e-9), 4)
+    figures: Figures = {}
+    true = cases.pictures_seen, cases.clips_seen
+    for name, ours, truth in zip(("pictures", "clips"), distributions(readings), true, strict=True):
+        if ours is not None and truth is not None:
+            figures[f"frechet_{name}"] = round(frechet_distance(ours, truth), 4)
+    if len(readings) > 1 and cases.diversity > 0:
+        figures["motion_diversity"] = round(motion_diversity(readings) / cases.diversity, 4)
     return figures
 
 

@@ -10,6 +10,7 @@ This module does not know how a cache works, nor what figures are good enough.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,8 @@ from livetalk.model.conditions import Conditions
 from livetalk.model.transformer import CausalDiT
 from livetalk.rulers import Probe
 from livetalk.types import MODEL_SAMPLES_PER_PICTURE, PICTURES_PER_SECOND, LiveTalkError
+
+log = logging.getLogger(__name__)
 
 AHIS_WINDOW_FRAMES = 15
 AHIS_SINKS = (0, 3, 9, 12)
@@ -205,6 +208,7 @@ def evaluate_long(
         faces = []
         for talk in talks:
             figures, pictures = roll_out(changed, probe, talk)
+            log.info("%s, %s: sync_r %.3f at the end", way.name, talk.parts[0].name, figures[-1]["sync_r"])
             faces.append(figures)
             sheets.append(pictures)
             shown.append(way.name)
@@ -301,7 +305,7 @@ def _row(way: Variant, faces: Sequence[Sequence[Figures]]) -> dict[str, Any]:
 def _write(folder: Path, result: dict[str, Any], sheets: Sequence[np.ndarray], names: Sequence[str]) -> None:
     rows = [{**row, **{f"{k} last/first": v for k, v in row["last_over_first"].items()}} for row in result["variants"]]
     there = [name for name in COMPARED if name in rows[0]]
-    pictures: dict[str, Image.Image] = {"faces.png": contact_sheet(sheets, columns=SHEET_COLUMNS)}
+    pictures: dict[str, Image.Image] = {"faces.png": contact_sheet(sheets, columns=max(map(len, sheets)))}
     plots = [_plot(result["variants"], name) for name in there]
     pictures["over-time.png"] = stacked(plots)
     parts = [

@@ -20,16 +20,11 @@ _TICKS = 5
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a plot: its name, and numbers ``[N]`` each; nan leaves a gap.
-
-    Attributes:
-        dashed: drawn as short strokes, for limits and truth.
-    """
+    """One line of a plot: its name, and numbers ``[N]`` each; nan leaves a gap."""
 
     name: str
     x: Sequence[float] | np.ndarray
     y: Sequence[float] | np.ndarray
-    dashed: bool = False
 
 
 def line_plot(
@@ -130,13 +125,13 @@ def _draw_axes(pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont, frame: _Fram
 def _draw_line(pen: ImageDraw.ImageDraw, frame: _Frame, line: Line, colour: str) -> None:
     before: tuple[float, float] | None = None
     alone = len(line.x) == 1
-    for number, (x, y) in enumerate(zip(line.x, line.y, strict=True)):
+    for x, y in zip(line.x, line.y, strict=True):
         if not (math.isfinite(x) and math.isfinite(y)):
             before = None
             continue
         here = frame.place(float(x), float(y))
         if alone:
             pen.ellipse((here[0] - 3, here[1] - 3, here[0] + 3, here[1] + 3), fill=colour)
-        if before is not None and not (line.dashed and number % 2):
+        if before is not None:
             pen.line((*before, *here), fill=colour, width=2)
         before = here

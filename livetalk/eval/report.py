@@ -62,7 +62,7 @@ def write_clips_report(folder: Path, result: Mapping[str, Any], seen: Sequence[S
     if seen:
         rows = [row for one in seen for row in (one.truth, one.shown) if row is not None]
         pictures = {
-            "clips.png": contact_sheet(rows, columns=SHEET_COLUMNS),
+            "clips.png": contact_sheet(rows, columns=max(map(len, rows))),
             "openness.png": stacked([_openness(one) for one in seen[:PLOTTED_CLIPS]]),
             "time.png": stacked([_over_time(seen, name) for name in ("sharp_eyes", "sharp_mouth")]),
         }
@@ -113,7 +113,7 @@ def _openness(one: Seen) -> Image.Image:
     count = min(one.case.pictures, int(PLOTTED_S * PICTURES_PER_SECOND))
     seconds = np.arange(count) / PICTURES_PER_SECOND
     told, truth = one.watch.reading.open[:count], one.case.poses.track("open")[:count]
-    lines = [Line("read", seconds[: len(told)], told), Line("truth", seconds, truth, dashed=True)]
+    lines = [Line("truth", seconds, truth), Line("read", seconds[: len(told)], told)]
     title = f"{one.case.name}: {one.case.voice}, {one.case.mood}, {one.case.motion}"
     return line_plot(lines, title, "seconds", "openness", size=(900, 170), y_range=(0.0, 1.0))
 

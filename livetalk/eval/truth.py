@@ -10,6 +10,7 @@ This module does not know any generator.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,10 +25,12 @@ from livetalk.distill.portraits import MOODS, MOTIONS, Face, Poses, animate, cap
 from livetalk.distill.speech import HELD_OUT_SEED, HELD_OUT_VOICES, speech_clip
 from livetalk.eval.cases import Case, CaseSet, Kind, Reference, fingerprint, write_set
 from livetalk.eval.figures import Figures
-from livetalk.eval.watch import Watch, plain_figures
+from livetalk.eval.watch import Watch, distributions, plain_figures
 from livetalk.hub import Models
-from livetalk.rulers import MOUTH, Probe, Reading, clip_features, gaussian, motion_diversity, psnr, still_cells, sync
+from livetalk.rulers import MOUTH, Probe, Reading, motion_diversity, psnr, still_cells, sync
 from livetalk.types import MODEL_SAMPLES_PER_PICTURE, PICTURES_PER_LATENT, PICTURES_PER_SECOND, LiveTalkError
+
+log = logging.getLogger(__name__)
 
 SHIPPED_SEED = HELD_OUT_SEED + 77_000_000
 SHIPPED_VOICES = (*HELD_OUT_VOICES, *HELD_OUT_VOICES, "flite:rms", HELD_OUT_VOICES[1], HELD_OUT_VOICES[0], "flite:awb")
@@ -114,18 +117,17 @@ def draw_set(models: Models, probe: Probe, plan: SetPlan, source: str) -> CaseSe
     require_renderer()
     cases, readings = [], []
     for wanted in case_plans(plan):
+        log.info("drawing %s, %g s", wanted.name, wanted.seconds)
         case, reading = draw_case(wanted, models, probe)
         cases.append(case)
         if wanted.kind == "talk":
             readings.append(reading)
-    if not readings:
-        return CaseSet(tuple(cases), source, encoders=fingerprint(models))
-    windows = [clip_features(reading.features) for reading in readings]
+    pictures_seen, clips_seen = distributions(readings) if readings else (None, None)
     return CaseSet(
         tuple(cases),
         source,
-        pictures_seen=gaussian(np.concatenate([reading.features for reading in readings])),
-        clips_seen=gaussian(np.concatenate(windows)),
+        pictures_seen=pictures_seen,
+        clips_seen=clips_seen,
         diversity=motion_diversity(readings) if len(readings) > 1 else math.nan,
         encoders=fingerprint(models),
     )

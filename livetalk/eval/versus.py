@@ -10,6 +10,7 @@ This module does not know how either was trained.
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from livetalk.distill.dmd import DmdConfig
 from livetalk.distill.sampling import TEACHER_STEPS, sample_clip
 from livetalk.distill.scores import Guidance, Score
 from livetalk.distill.sheets import contact_sheet
@@ -43,6 +45,8 @@ from livetalk.rulers import Gaussian, Probe, Reading, clip_features, frechet_dis
 from livetalk.stream.performer import Performer
 from livetalk.types import MODEL_SAMPLES_PER_PICTURE, PICTURES_PER_SECOND, LiveTalkError, pictures_of
 
+log = logging.getLogger(__name__)
+
 CLIP_FRAMES = 21
 """Latent frames of a teacher's clip: 81 pictures, 5 s."""
 
@@ -59,14 +63,14 @@ class VersusPlan:
         clips: how many.
         frames: latent frames of a clip.
         steps: of the teacher.
-        text_guidance, audio_guidance: of the teacher; 1 = none.
+        text_guidance, audio_guidance: of the teacher, 1 = none; by default what mini is distilled with.
     """
 
     clips: int = 24
     frames: int = CLIP_FRAMES
     steps: int = TEACHER_STEPS
-    text_guidance: float = 1.0
-    audio_guidance: float = 1.0
+    text_guidance: float = DmdConfig.text_scale
+    audio_guidance: float = DmdConfig.audio_scale
 
 
 @dataclass
@@ -172,6 +176,7 @@ def compare(
     for case in clips[: plan.clips]:
         for name, make in makers.items():
             _judge(sides[name], probe, case, *make(case))
+        log.info("%s: sync_r %s", case.name, [round(side.figures[-1]["sync_r"], 3) for side in sides.values()])
     result = _result(models, cases, plan, sides)
     if folder is not None:
         _write(folder, result, sides)
@@ -179,8 +184,11 @@ def compare(
 
 
 def student_clip(models: Models, case: Case) -> tuple[np.ndarray, Figures]:
-    """The student's pictures uint8 ``[T, H, W, 3]`` and its times in seconds; the portrait's encoding is not timed."""
-    performer = Performer(models, models.identity(_face(case), case.text), seed=case.seed, overlap=False)
+    """The student's pictures uint8 ``[T, H, W, 3]`` and its times in seconds; the portrait's encoding is not timed.
+
+    On CUDA, work that was only started counts where it is waited for: there ``generator_s`` is a lower bound.
+    """
+    performer = Performer(models, models.identity(_face(case), case.text), seed=case.seed)
     made, first_s, begin_s = [], 0.0, time.perf_counter()
     # all of the sound at once, as the teacher gets it
     for piece in stream(performer, [case.samples], case.pictures):
@@ -354,5 +362,5 @@ def _write(folder: Path, result: dict[str, Any], sides: dict[str, _Side]) -> Non
         "Two rows a clip: student, teacher.",
         "![pictures](versus.png)",
     ]
-    pictures = {"versus.png": contact_sheet(pairs, columns=SHEET_COLUMNS)}
+    pictures = {"versus.png": contact_sheet(pairs, columns=max(map(len, pairs)))}
     write_page(folder, "Student and teacher", parts, pictures, result)

@@ -9,7 +9,7 @@ This module does not know where cases come from, nor what figures are good enoug
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,13 +22,16 @@ from livetalk.rulers import (
     EYES,
     MOUTH,
     PROBE_FILE,
+    Gaussian,
     Probe,
     Reading,
     black_frames,
     blinks_per_minute,
+    clip_features,
     closed_in_silence,
     correlation,
     flicker,
+    gaussian,
     identity,
     mood,
     motion_amount,
@@ -204,13 +207,19 @@ def judge(watch: Watch, case: Case, start: int = 0, stop: int | None = None) -> 
         "av_lag_pictures": float(agreement.av_lag_pictures),
         "width_r": correlation(reading.wide, width),
         "teeth_r": correlation(reading.teeth, teeth),
-        "shifted_r": shifted_correlation(reading.open, opening, PICTURES_PER_SECOND),
+        "shifted_r": _a_second_apart(reading.open, opening),
         "silence_open": closed_in_silence(reading.open, opening),
         "blinks_per_minute": blinks_per_minute(reading.eyes_shut),
         "mood_read": float(mood(reading) == case.mood),
         **{name: seen[name] for name in ("identity", "flicker", "black_frames") if name in seen},
     }
     return figures | _ratios(figures, seen, reading, case)
+
+
+def _a_second_apart(told: np.ndarray, truth: np.ndarray) -> float:
+    """Correlation with the truth of a second ago, which should be about 0; nan for clips under two seconds."""
+    long_enough = len(truth) >= 2 * PICTURES_PER_SECOND
+    return shifted_correlation(told, truth, PICTURES_PER_SECOND) if long_enough else math.nan
 
 
 def _ratios(figures: Figures, seen: Figures, reading: Reading, case: Case) -> Figures:
@@ -233,6 +242,14 @@ def _ratios(figures: Figures, seen: Figures, reading: Reading, case: Case) -> Fi
         ratios["ceiling"] = through["ceiling"]
         ratios["share_of_ceiling"] = figures["sync_r"] / max(through["ceiling"], 1e-9)
     return ratios
+
+
+def distributions(readings: Sequence[Reading]) -> tuple[Gaussian | None, Gaussian | None]:
+    """Distributions of the features of pictures, and of windows of a second; None where there is too little."""
+    pictures = [reading.features for reading in readings]
+    windows = [clip_features(features) for features in pictures]
+    found = [gaussian(np.concatenate(rows)) if sum(map(len, rows)) > 1 else None for rows in (pictures, windows)]
+    return found[0], found[1]
 
 
 def _weighted(pieces: list[_Piece], name: str) -> float:
