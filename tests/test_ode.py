@@ -28,7 +28,7 @@ from livetalk.model.transformer import CausalDiT
 from livetalk.model.weights import config_from_shapes, load_transformer_state
 from livetalk.rollout import denoise_chunk, new_cache, step_sigmas
 from livetalk.types import LatentShape, LiveTalkError, pictures_of
-from tests.parity import assert_close, load, pad_rows
+from tests.parity import DEFAULT, assert_close, folder, load, pad_rows
 
 FRAMES = 12
 CLIPS = 4
@@ -315,6 +315,9 @@ def test_a_student_starts_from_its_teacher(pairs, clips, tmp_path):
 
 def test_parity_of_the_regression():
     description, tensors = load("dmd")
+    if "ode.in.trajectory" not in tensors:
+        assert folder() == DEFAULT, "only the compact copy in the repository may lack the regression"
+        return
     weights_description, state = load("dit_weights")
     model = CausalDiT(config_from_shapes(state, heads=weights_description["config"]["num_heads"]))
     load_transformer_state(model, state)
@@ -336,7 +339,7 @@ def test_parity_of_the_regression():
     x0 = loss.denoise(model, trajectory, cond, given, noise, ChunkMask(rollout.chunk_frames))
     value, _ = loss.loss(x0, trajectory[:, -1], given)
     tolerance = description["tolerance"]
-    assert_close(x0.transpose(1, 2), tensors["ode.out.x0"], tolerance["float32_cpu_values"])
+    assert_close(x0.detach().transpose(1, 2), tensors["ode.out.x0"], tolerance["float32_cpu_values"])
     assert_close(value.detach().view(1), tensors["ode.out.loss"], tolerance["float32_cpu_values"])
     value.backward()
     for name, parameter in model.named_parameters():
