@@ -15,7 +15,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from livetalk.__main__ import build_parser
 from livetalk.distill.curate import captions, reference
@@ -197,7 +197,7 @@ def test_a_stopped_run_goes_on_and_changed_settings_start_over(job: Job, tmp_pat
     content, written = shard.read_bytes(), shard.stat().st_mtime_ns
     lines = (small.out / BOOK).read_text()
     (small.out / BOOK).write_text(lines + '{"file": "dark.mp4", "kep')
-    assert curate(small) == first == {"files": 2, "clips": 2, "kept": 1, "kept_s": 2.812, "rejected": {"dark": 1}}
+    assert curate(small) == first == {"files": 2, "clips": 2, "kept": 1, "kept_s": 2.81, "rejected": {"dark": 1}}
     assert shard.stat().st_mtime_ns == written and (small.out / BOOK).read_text() == lines
     (small.out / BOOK).unlink()
     curate(small)
@@ -234,11 +234,16 @@ def test_faces_are_cut_as_portraits_are_framed() -> None:
         YuNetFinder(Path("missing.onnx"))
 
 
+def blocks(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A picture of sharp edges, and the same out of focus."""
+    sharp = np.kron(rng.integers(0, 2, (8, 8, 1)), np.ones((16, 16, 3))).astype(np.uint8) * 180
+    return sharp, np.asarray(Image.fromarray(sharp).filter(ImageFilter.GaussianBlur(4)))
+
+
 def test_measures_rank() -> None:
     rng = np.random.default_rng(0)
-    sharp = (rng.random((96, 96)) > 0.5).astype(np.float32) * 200
-    soft = np.asarray(Image.fromarray(sharp.astype(np.uint8)).reduce(3).resize((96, 96), 2)).astype(np.float32)
-    assert blur_effect(sharp) < 0.3 < blur_effect(soft) < blur_effect(np.zeros((96, 96), np.float32))
+    sharp, soft = (one[..., 0].astype(np.float32) for one in blocks(rng))
+    assert blur_effect(sharp) < 0.3 < 0.5 < blur_effect(soft) < blur_effect(0 * sharp) == 1
     at = np.arange(4000) / MODEL_RATE
     voice = np.sign(np.sin(2 * np.pi * 140 * at)) * 0.2
     assert periodicity(voice).min() > 0.8 > 0.5 > periodicity(rng.standard_normal(4000)).max()
@@ -253,8 +258,7 @@ def test_measures_rank() -> None:
 
 def test_poor_references_are_restored_or_refused() -> None:
     rng = np.random.default_rng(1)
-    sharp = (rng.random((6, 128, 128, 1)) > 0.5).astype(np.uint8).repeat(3, axis=3) * 180
-    soft = np.stack([np.asarray(Image.fromarray(one).reduce(2).resize((128, 128), 2)) for one in sharp])
+    sharp, soft = (one[None].repeat(6, axis=0) for one in blocks(rng))
     face = FaceBox(64, 70, 70)
     finder, limits = SimpleNamespace(eyes=lambda picture, face: 2), Limits(reference_blur=0.3)
     assert not reference.choose_reference(sharp, face, None, finder, limits).poor
