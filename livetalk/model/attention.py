@@ -6,6 +6,7 @@ whole clip), ``CachePass`` in ``model.cache`` (rollout). This module does not kn
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from livetalk.model.kernels import attend, rms_norm, rotate
+from livetalk.model.kernels import SCORE_SCALE, attend, rms_norm, rotate, scaled_rows
 from livetalk.model.packing import Packable
 from livetalk.model.rotary import rotary_table, time_shift
 from livetalk.types import LiveTalkError
@@ -91,7 +92,10 @@ class AttentionContext(Protocol):
     """What queries of one layer attend to."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of the layer's tokens; q (scaled) and k normalised, not rotated; all ``[B, heads, N, d]``."""
+        """Attention of the layer's tokens, all ``[B, heads, N, d]``; q (scaled) and k normalised, not rotated.
+
+        Without gradients q and k may be float32 where v is not.
+        """
 
 
 class ClipContext:
@@ -121,7 +125,7 @@ class ClipContext:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG002 (the protocol's)
         """See ``AttentionContext``; the same for every layer."""
-        q, k = rotate(q, self._table), rotate(k, self._table)
+        q, k = rotate(q, self._table), rotate(k, self._table).to(v.dtype)
         if self._spans is None:
             return attend(q, k, v)
         return torch.cat([self._attend_span(q, k, v, span) for span in self._spans], dim=2)
@@ -165,18 +169,28 @@ class Attention(Packable):
         self.o = nn.Linear(width, width)
         self.norm_q = WideRMSNorm(width)
         self.norm_k = WideRMSNorm(width)
+        self._gains = torch.empty(0)
+
+    def pack(self, rows: int) -> None:
+        """See ``Packable``; with the packed copies go the gains of queries and keys, float32 ``[2, D]``."""
+        super().pack(rows)
+        with torch.inference_mode(False), torch.no_grad():
+            gains = torch.stack((self.norm_q.weight * self._query_scale(), self.norm_k.weight)).float()
+            self._gains = gains * math.sqrt(gains.shape[1])
 
     def queries(self, x: Tensor) -> Tensor:
-        """Normalised queries, divided by sqrt(d), ``[B, heads, N, d]`` of tokens ``[B, N, D]``."""
-        return self._as_queries((self.packed("q") or self.q)(x))
+        """Normalised queries as ``attend`` wants them, ``[B, heads, N, d]``, of tokens ``[B, N, D]``."""
+        packed = self.packed("q")
+        if packed is None:
+            return self._heads(rms_norm(self.q(x), self.norm_q.weight * self._query_scale(), EPS))
+        return self._heads(scaled_rows(packed(x), self._gains[0], EPS))
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised keys and values, each ``[B, heads, N, d]``, of tokens ``[B, N, D]``."""
         return self._heads(self.norm_k(self.k(x))), self._heads(self.v(x))
 
-    def _as_queries(self, projected: Tensor) -> Tensor:
-        gain = self.norm_q.weight * (projected.shape[-1] // self.heads) ** -0.5
-        return self._heads(rms_norm(projected, gain, EPS))
+    def _query_scale(self) -> float:
+        return SCORE_SCALE * (self.q.out_features // self.heads) ** -0.5
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -200,8 +214,9 @@ class SelfAttention(Attention):
         joint = self.packed("qkv")
         if joint is None:
             return self.queries(x), *self.keys_values(x)
-        q, k, v = joint(x).chunk(3, dim=-1)
-        return self._as_queries(q), self._heads(self.norm_k(k)), self._heads(v)
+        product = joint(x).unflatten(-1, (3, -1))
+        q, k = (self._heads(part) for part in scaled_rows(product[:, :, :2], self._gains, EPS).unbind(2))
+        return q, k, self._heads(product[:, :, 2])
 
 
 class CrossAttention(Attention):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from livetalk.config import ModelConfig, RolloutConfig
 from livetalk.model.attention import check_window
-from livetalk.model.kernels import attend, rotate
+from livetalk.model.kernels import attend, rotate, rotate_in_place
 from livetalk.model.rotary import rotary_table
 from livetalk.types import LatentShape, LiveTalkError
 
@@ -222,7 +222,12 @@ class CachePass:
         first, stop = cache.stored_frames, cache.stored_frames + frames
         self.frames = frames
         self._cache = cache
-        self._own = cache._spans(first, stop)
+        done, own = 0, []
+        for begin, end in cache._spans(first, stop):
+            own.append(((begin, end), slice(done, done + end - begin)))
+            done += end - begin
+        # Where the chunk's tokens go in the cache, and which of them.
+        self._own: tuple[tuple[Span, slice], ...] = tuple(own)
         self._valid = min(stop, cache._window) * cache._tokens
         # How far the ring's keys stand before their place in the stream.
         self._shift = max(0, stop - cache._window) if cache._bounded else 0
@@ -238,22 +243,23 @@ class CachePass:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See ``AttentionContext``. Without gradients the chunk's keys and values go to the cache on the way."""
         if torch.is_grad_enabled():
-            keys, values = self._with_past(layer, k, v)
-        else:
-            keys, values = self.write(layer, k, v)
-        return attend(rotate(q, self._table), keys, values)
+            return attend(rotate(q, self._table), *self._with_past(layer, k, v))
+        q = rotate_in_place(q, self._table)
+        return attend(q, *self.write(layer, k, v))
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the chunk's keys (normalised, not rotated) and values into its slot; all that the layer then sees."""
+        """Put the chunk's keys (normalised, not rotated) and values into its slot; all that the layer then sees.
+
+        Keys in float32 are written over.
+        """
         self._settle(layer)
-        cache, done = self._cache, 0
-        keys, values, rotated = cache._keys[layer], cache._values[layer], rotate(k, self._table)
-        for begin, end in self._own:
-            part = slice(done, done + end - begin)
+        keys, values = self._cache._keys[layer], self._cache._values[layer]
+        for (begin, _), part in self._own:
+            self._keep_raw(layer, k[:, :, part], begin)
+        rotated = rotate_in_place(k, self._table)
+        for (begin, end), part in self._own:
             keys[:, :, begin:end] = rotated[:, :, part]
             values[:, :, begin:end] = v[:, :, part]
-            self._keep_raw(layer, k[:, :, part], begin)
-            done = part.stop
         return keys[:, :, : self._valid], values[:, :, : self._valid]
 
     def _keep_raw(self, layer: int, k: Tensor, begin: int) -> None:
@@ -284,16 +290,14 @@ class CachePass:
         The past is a constant and a copy: later chunks write over it while the graph still needs it.
         """
         self._settle(layer)
-        keys, values, rotated, done = self._cache._keys[layer], self._cache._values[layer], rotate(k, self._table), 0
+        keys, values, rotated = self._cache._keys[layer], self._cache._values[layer], rotate(k, self._table)
         parts: list[tuple[int, Tensor, Tensor]] = []
         free = 0
-        for begin, end in sorted(self._own):
+        for begin, end in sorted(span for span, _ in self._own):
             parts.append((free, keys[:, :, free:begin], values[:, :, free:begin]))
             free = end
         parts.append((free, keys[:, :, free : self._valid], values[:, :, free : self._valid]))
-        for begin, end in self._own:
-            part = slice(done, done + end - begin)
+        for (begin, _), part in self._own:
             parts.append((begin, rotated[:, :, part].to(keys.dtype), v[:, :, part].to(values.dtype)))
-            done = part.stop
         parts.sort(key=lambda placed: placed[0])
         return torch.cat([part[1] for part in parts], dim=2), torch.cat([part[2] for part in parts], dim=2)

@@ -37,15 +37,16 @@ class PackedLinear:
         with torch.inference_mode(False), torch.no_grad():
             weight = torch.cat([linear.weight for linear in linears])
             self._bias = torch.cat([linear.bias for linear in linears])
+            self._product = torch.ops.mkldnn._linear_pointwise.default
             self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[..., inputs]`` to ``[..., outputs]``."""
-        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        return self._product(x, self._weight, self._bias, "none", [], "")
 
-    def gelu(self, x: Tensor) -> Tensor:
-        """The same followed by a tanh-GELU within the product."""
-        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "gelu", [], "tanh")
+    def gelu(self, x: Tensor, form: str) -> Tensor:
+        """The same followed, within the product, by a GELU in the form "tanh" or "none" (exact)."""
+        return self._product(x, self._weight, self._bias, "gelu", [], form)
 
 
 class Packable(nn.Module):

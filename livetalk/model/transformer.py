@@ -19,7 +19,7 @@ from livetalk.config import ModelConfig
 from livetalk.model.attention import EPS, AttentionContext, ChunkMask, ClipContext, CrossAttention, SelfAttention
 from livetalk.model.cache import CachePass, KVCache
 from livetalk.model.conditions import AudioVectors, Conditions, TextKeys, image_condition, pack_audio
-from livetalk.model.kernels import gelu
+from livetalk.model.kernels import gelu, gelu_form
 from livetalk.model.packing import Packable
 from livetalk.types import PICTURES_PER_LATENT, LiveTalkError
 
@@ -58,9 +58,7 @@ class FeedForward(Packable):
         widen, narrow = self.packed("0"), self.packed("2")
         if widen is None or narrow is None:
             return self.get_submodule("2")(gelu(self.get_submodule("0")(x)))
-        if x.dtype == torch.bfloat16:
-            return narrow(torch.ops.aten.gelu_(widen(x)))
-        return narrow(widen.gelu(x))
+        return narrow(widen.gelu(x, gelu_form(x)))
 
 
 class DiTBlock(nn.Module):
@@ -108,8 +106,11 @@ def add(x: Tensor, y: Tensor, gate: Tensor | None = None) -> Tensor:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm without parameters, times ``1 + scale``, plus ``shift``, one each per latent frame."""
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
+    """Layer norm without parameters, times ``1 + scale``, plus ``shift``, one each per latent frame or for all."""
+    scale = 1 + scale
+    if scale.numel() == x.shape[-1] and not torch.is_grad_enabled():
+        return F.layer_norm(x, x.shape[-1:], scale.flatten(), shift.flatten(), EPS)
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), scale)
 
 
 class Head(nn.Module):
