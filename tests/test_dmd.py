@@ -325,6 +325,17 @@ def test_the_student_comes_nearer_and_resume_is_exact(clips, weights, tmp_path, 
             assert torch.equal(torch.as_tensor(getattr(one_run, name)), torch.as_tensor(getattr(other, name))), name
 
 
+def test_a_negative_prompt_is_what_the_teacher_is_guided_away_from(clips, tmp_path):
+    rows = torch.randn(TINY.model.text_tokens, TINY.model.text_width, generator=draws(4))
+    save_file({"text": rows}, tmp_path / "negative.safetensors")
+    found = []
+    for negative in ("", str(tmp_path / "negative.safetensors")):
+        stage = matching(clips, text_scale=3.0, audio_scale=3.0, negative=negative)
+        with torch.no_grad():
+            found.append(float(stage.student_loss(stage.student, draws())[0]))
+    assert found[0] != found[1]
+
+
 def test_rate_factor(clips, weights, tmp_path):
     loop = train(TINY, clips, tmp_path, weights, replace(PLAN, steps=0), replace(CONFIG, rate_factor=2.0))
     assert loop.config.learning_rate == 2 * PLAN.learning_rate

@@ -50,6 +50,8 @@ class DmdConfig(RollConfig):
         causal: teacher and critic see what a student sees, instead of every frame seeing every frame.
         text_scale: the teacher's guidance of the caption, 1 = none; see ``Guidance``.
         audio_scale: the teacher's guidance of the sound, 1 = none.
+        negative: safetensors file with the rows ``text`` ``[L, W]`` of what the teacher is guided away from (the
+            published negative prompt, encoded); "" = zero rows, as caption dropout trains.
         critic: how the critic is trained; the student's rates are the loop's.
         rate_factor: multiplies the learning rates of both.
         every: critic steps for each step of the student.
@@ -67,6 +69,7 @@ class DmdConfig(RollConfig):
     causal: bool = False
     text_scale: float = 1.5
     audio_scale: float = 1.75
+    negative: str = ""
     critic: Rates = field(default_factory=critic_rates)
     rate_factor: float = 1.0
     every: int = 5
@@ -119,7 +122,8 @@ class Matching:
     ) -> None:
         self.preset, self.config, self.student = preset, config, student
         guidance = Guidance(config.text_scale, config.audio_scale)
-        self.teacher = Score(teacher, preset.rollout.prediction, guidance, together=config.together)
+        negative = load_file(config.negative)["text"][None].to(teacher.device) if config.negative else None
+        self.teacher = Score(teacher, preset.rollout.prediction, guidance, negative, together=config.together)
         self.critic = Score(critic, preset.rollout.prediction)
         self.roll = Roller(store, preset, config)
         self._mask = ChunkMask(preset.rollout.chunk_frames) if config.causal else None
