@@ -143,7 +143,7 @@ def disturb(data: Labelled, rng: np.random.Generator) -> Batch:
     """Flip and shift the whole batch; recolour, blur, add noise to and JPEG-compress pictures each for itself."""
     pictures, damage = _compressed(data.pictures, rng)
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
-    tracks, spots = torch.from_numpy(data.tracks / np.float32(UNITS)), torch.from_numpy(data.spots)
+    tracks, spots = torch.from_numpy(data.tracks / np.asarray(UNITS, np.float32)), torch.from_numpy(data.spots)
     if rng.random() < 0.5:
         images, tracks, spots = images.flip(-1), *mirrored(tracks, spots)
     down, right = (int(pixels) for pixels in rng.integers(-3, 4, 2))

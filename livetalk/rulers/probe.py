@@ -110,6 +110,9 @@ class Told:
 class Probe(nn.Module):
     """Convolutional network with a view each of the mouth, of eyes and brows, and of the whole picture at half size."""
 
+    centre: Tensor
+    axes: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.mouth = _view((24, 40, 48), 24, 6 * 9, 48)
