@@ -14,13 +14,14 @@ import json
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from torch import nn
 
 from livetalk.distill.portraits import POSE_FIELDS, Poses
 from livetalk.eval.figures import Figures
@@ -127,8 +128,8 @@ def cut(case: Case, seconds: float, look_ahead_samples: int) -> Case:
 def fingerprint(models: Models) -> str:
     """Short hash of the weights of VAE and audio encoder, the same in any number format they are loaded in."""
     sha = hashlib.sha256()
-    for module in (models.vae, models.audio):
-        state = module.state_dict()  # type: ignore[union-attr]
+    for module in (cast("nn.Module", models.vae), cast("nn.Module", models.audio)):
+        state = module.state_dict()
         for name in sorted(state):
             # bfloat16 is the coarsest format weights are used in; all others are rounded to it
             rounded = state[name].detach().cpu().to(torch.bfloat16).contiguous()

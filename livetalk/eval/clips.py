@@ -203,8 +203,8 @@ def summary(
     if known:
         means["sync_r_known_voices"] = mean(known)
         means["sync_r_new_voices"] = mean(c["sync_r"] for c in talking if c["voice"] in HELD_OUT_VOICES)
-    for name, group in (("long", long), ("silent", silence)):
-        means |= {f"{name}_{key}": mean(c[key] for c in group) for key in shared(group)}
+    for name, rows in (("long", long), ("silent", silence)):
+        means |= {f"{name}_{key}": mean(c[key] for c in rows) for key in shared(rows)}
     return means
 
 

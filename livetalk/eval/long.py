@@ -242,8 +242,7 @@ def roll_out(models: Models, probe: Probe, talk: Talk) -> tuple[list[Figures], n
     kept = watch.see_all(pieces, keep_every=max(1, whole.pictures // SHEET_COLUMNS))
     rows = []
     for start in range(0, whole.pictures, count):
-        figures = judge(watch, whole, start, start + count)
-        rows.append(figures | watch.figures(start, start + count))
+        rows.append(watch.figures(start, start + count) | judge(watch, whole, start, start + count))
     return rows, kept[:SHEET_COLUMNS]
 
 

@@ -17,6 +17,8 @@ GRID, INK = "#e2e2e2", "#333333"
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 34, 36
 _TICKS = 5
 
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
 
 @dataclass(frozen=True)
 class Line:
@@ -107,7 +109,7 @@ def _ticks(low: float, high: float) -> list[float]:
     return [step * (first + count) for count in range(math.floor(high / step + 1e-9) - first + 1)]
 
 
-def _draw_axes(pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont, frame: _Frame, x_name: str, y_name: str) -> None:  # type: ignore[valid-type]
+def _draw_axes(pen: ImageDraw.ImageDraw, font: Font, frame: _Frame, x_name: str, y_name: str) -> None:
     bottom, right = frame.size[1] - _BOTTOM, frame.size[0] - _RIGHT
     for tick in _ticks(*frame.y):
         row = frame.place(frame.x[0], tick)[1]

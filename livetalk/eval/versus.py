@@ -304,9 +304,12 @@ def _side_figures(side: _Side, cases: CaseSet) -> dict[str, Any]:
     figures["sync_r_interval"] = [interval.low, interval.high]
     everything = np.arange(len(side.readings))
     for name, (measure, truth) in _measures(cases).items():
-        drawn = _bootstrap(lambda chosen, m=measure, t=truth: frechet_distance(gaussian(m(side, chosen)), t), side)
-        figures[name] = frechet_distance(gaussian(measure(side, everything)), truth)
-        figures[f"{name}_interval"] = np.quantile(drawn, [0.025, 0.975]).tolist()
+
+        def distance(chosen: np.ndarray, measure: _Measure = measure, truth: Gaussian = truth) -> float:
+            return frechet_distance(gaussian(measure(side, chosen)), truth)
+
+        figures[name] = distance(everything)
+        figures[f"{name}_interval"] = np.quantile(_bootstrap(distance, side), [0.025, 0.975]).tolist()
     return figures
 
 

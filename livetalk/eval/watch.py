@@ -239,7 +239,7 @@ def _ratios(figures: Figures, seen: Figures, reading: Reading, case: Case) -> Fi
         ratios["vae_sharp_eyes"] = through["sharp_eyes"] / truth["sharp_eyes"]
         ratios["vae_sharp_mouth"] = through["sharp_mouth"] / truth["sharp_mouth"]
     if "ceiling" in through:
-        ratios["ceiling"] = through["ceiling"]
+        ratios |= {name: through[name] for name in ("ceiling", "heard_r") if name in through}
         ratios["share_of_ceiling"] = figures["sync_r"] / max(through["ceiling"], 1e-9)
     return ratios
 
