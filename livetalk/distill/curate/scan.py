@@ -90,7 +90,7 @@ def cuts(change: np.ndarray, limits: Limits) -> list[int]:
     """First pictures of shots after the first: sudden changes that stand out from those around them."""
     found = []
     for at in np.flatnonzero(change > limits.cut_change):
-        around = np.delete(change[max(1, at - _AROUND) : at + _AROUND + 1], min(at - 1, _AROUND))
+        around = np.concatenate([change[max(1, at - _AROUND) : at], change[at + 1 : at + 1 + _AROUND]])
         usual = float(np.median(around)) if len(around) else 0.0
         if change[at] > limits.cut_ratio * usual:
             found.append(int(at))
