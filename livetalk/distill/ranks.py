@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -98,11 +98,22 @@ def default_ranks() -> int:
     return min(MOST_RANKS, os.cpu_count() or 1)
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Within it, torch computes in one thread; a team of threads on a busy processor waits for its last one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def run_ranks(ranks: int, work: Callable[..., None], *arguments: object) -> None:
     """Run ``work(*arguments)`` in ``ranks`` processes of one thread each that average their gradients (gloo).
 
-    One thread each because two thread teams on a busy processor wait for each other. ``work`` is a function of a
-    module; with one rank it runs in this process. Arguments are pickled: call with tensors on disk, not in memory.
+    One thread each, see ``one_thread``. ``work`` is a function of a module; with one rank it runs in this process.
+    Arguments are pickled: call with tensors on disk, not in memory.
 
     Args:
         ranks: how many; 0 = ``default_ranks()``.
@@ -111,7 +122,8 @@ def run_ranks(ranks: int, work: Callable[..., None], *arguments: object) -> None
     """
     ranks = ranks or default_ranks()
     if ranks == 1:
-        work(*arguments)
+        with one_thread():
+            work(*arguments)
         return
     with tempfile.TemporaryDirectory(prefix="livetalk-") as folder:
         multiprocessing.spawn(_rank, (ranks, f"file://{folder}/meeting", work, arguments), nprocs=ranks)

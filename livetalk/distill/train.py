@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -28,7 +29,7 @@ from livetalk.distill.data import CLIPS_PER_SHARD, ClipStore, Encoders, write_sh
 from livetalk.distill.learner import save_tensors
 from livetalk.distill.loop import LOG_FILE, Loop, LoopConfig, code_version
 from livetalk.distill.pairs import write_pairs
-from livetalk.distill.ranks import Engine, Team, default_ranks, run_ranks, run_shares, training_device
+from livetalk.distill.ranks import Engine, Team, default_ranks, one_thread, run_ranks, run_shares, training_device
 from livetalk.distill.recipes import Recipe, recipe
 from livetalk.distill.sheets import rollout_sheet
 from livetalk.distill.speech import HELD_OUT_SEED
@@ -99,7 +100,8 @@ def run_recipe(chosen: Recipe, folder: Path, stages: Sequence[Stage] = STAGES) -
             )
         log.info("stage %s", name)
         if team.rank == 0 or name in SHARED:
-            figures[name] = _RUNNERS[name](chosen, folder)
+            with one_thread() if chosen.ranks == 1 else nullcontext():
+                figures[name] = _RUNNERS[name](chosen, folder)
         team.wait()
     return figures
 
