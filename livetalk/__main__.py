@@ -138,8 +138,8 @@ def _add_curate(commands: Any) -> None:
     curate.add_argument("--rewrite", default=None, help="chat model that rewrites captions towards motion")
     curate.add_argument("--see", action="store_true", help="show the chat model pictures, too")
     curate.add_argument("--server", default=None, help="address of a local server for these models")
-    _add_model_options(curate)
-    curate.set_defaults(run=_curate, device="cpu")
+    curate.add_argument("--preset", default="mini", help="whose encoders and picture size, or a folder with a model")
+    curate.set_defaults(run=_curate)
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -206,6 +206,32 @@ def test_a_stopped_run_goes_on_and_changed_settings_start_over(job: Job, tmp_pat
     assert not shard.exists()
 
 
+def test_without_a_ruler_less_is_said(job: Job, tmp_path: Path, folder: Path, clip: Clip) -> None:
+    some, asked = tmp_path / "some", []
+    some.mkdir()
+    (some / "clean.mp4").write_bytes((folder / "clean.mp4").read_bytes())
+    (some / "clean.txt").write_text("A woman in a red coat.\n")
+
+    def rewrite(text: str, pictures: list[np.ndarray]) -> str:
+        asked.append((text, len(pictures)))
+        if len(asked) > 1:
+            raise LiveTalkError("The model is asleep.")
+        return "She nods."
+
+    tools = Tools(CascadeFinder(), sync=None, rewriter=rewrite)
+    blind = replace(job, folder=some, out=tmp_path / "shards", tools=tools, report=None)
+    curate(blind)
+    line = book(blind)[0]
+    assert line["kept"] and line["figures"]["sync"] == "no ruler" and line["caption"] == "She nods."
+    assert asked[0][0].startswith("A woman in a red coat. ") and "speaks, " in asked[0][0] and asked[0][1] == 3
+    row = ClipStore(blind.out).clip(0)
+    assert not row["poses_known"].any() and not row["poses"].any()
+    assert float((row["spots"] - torch.from_numpy(clip.spots[:45])).abs().mean()) < 0.04
+    curate(replace(blind, limits=Limits(most_clips=1)))
+    line = book(blind)[0]
+    assert line["kept"] and line["figures"]["caption_by"] == "measured" and "asleep" in line["figures"]["rewriting"]
+
+
 def test_a_video_is_read_at_its_own_pace(clip: Clip, folder: Path) -> None:
     blocks = list(video_blocks(folder / "clean.mp4", pictures=10))
     assert [block.first_picture for block in blocks] == [0, 10, 20, 30, 40]
@@ -319,7 +345,7 @@ def test_captions_are_rewritten_by_a_server(server: tuple[str, list[dict]]) -> N
 
 def test_the_command_says_what_it_needs(tmp_path: Path) -> None:
     given = build_parser().parse_args(["curate", str(tmp_path), "--out", str(tmp_path / "out"), "--restore", "plain"])
-    assert given.frames == 21 and given.device == "cpu"
+    assert given.frames == 21 and given.preset == "mini"
     with pytest.raises(LiveTalkError, match="does not move"):
         run(tmp_path, tmp_path, Options(frames=1))
     file = tmp_path / "limits.json"

@@ -45,6 +45,7 @@ READ_FIELDS = {
 """Fields of a pose that a probe reads, and its names for them; width is read on another scale, place and gaze not."""
 
 _SHOWN = 9
+_BLOCK_PICTURES = 4
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def candidates(path: Path, plan: Sequence[Stretch], order: Order, tools: Tools, 
 def _gathered(path: Path, plan: Sequence[Stretch], size: tuple[int, int]) -> Iterator[Gathered]:
     """Stretches of a file with their pictures and sound, each as soon as it is complete."""
     waiting, held = list(plan), list[Gathered]()
-    for block in video_blocks(path) if waiting else ():
+    for block in video_blocks(path, _BLOCK_PICTURES) if waiting else ():
         stop = block.first_picture + len(block.pictures)
         while waiting and waiting[0].first - MARGIN_PICTURES < stop:
             held.append(Gathered(waiting.pop(0), size))

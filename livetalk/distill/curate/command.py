@@ -27,7 +27,6 @@ class Options:
 
     Attributes:
         preset: whose encoders and picture size are used: a name, or a folder with a model.
-        device: where the encoders run.
         frames: latent frames of a clip, 1 + 3k for whole chunks or as the training wants them.
         report: folder for contact sheets.
         limits: JSON file with those ``Limits`` that differ from the defaults.
@@ -39,7 +38,6 @@ class Options:
     """
 
     preset: str = "mini"
-    device: str = "cpu"
     frames: int = 21
     report: Path | None = None
     limits: Path | None = None
@@ -60,7 +58,7 @@ def run(folder: Path, out: Path, options: Options) -> dict[str, Any]:
         raise LiveTalkError(f"A clip of {options.frames} latent frames does not move. Give --frames 2 or more.")
     limits = read_limits(options.limits) if options.limits is not None else Limits()
     finder = CascadeFinder() if options.faces is None else YuNetFinder(options.faces)
-    models = load_models(options.preset, device=options.device, dtype="float32")
+    models = load_models(options.preset, device="cpu", dtype="float32")
     tools = Tools(finder, sync_ruler(models), *_helpers(options), label=_label(options))
     return curate(Job(folder, out, models, tools, limits, options.frames, options.report))
 
