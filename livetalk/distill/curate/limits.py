@@ -77,7 +77,7 @@ class Limits:
     sync_r: float = 0.4
     sync_pictures: int = 3
     sync_reach: int = 12
-    reference_blur: float = 0.42
+    reference_blur: float = 0.45
     reference_open: float = 0.3
     reference_shut: float = 0.4
     most_clips: int = 16
