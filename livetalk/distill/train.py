@@ -210,9 +210,9 @@ def _dmd_rank(chosen: Recipe, folder: Path) -> None:
 
 
 def _export(chosen: Recipe, folder: Path) -> Figures:
-    """Write the student that was trained on-policy, or without such a stage the one of ODE initialisation."""
-    trained = next((path for path in (folder / "dmd" / RESULT, folder / "ode" / RESULT) if path.is_file()), None)
-    trained = trained or _need(folder / "dmd" / RESULT, "dmd")
+    """Write what the last stage trained; a teacher, too, can be rolled out chunk by chunk, with guidance."""
+    results = [folder / stage / RESULT for stage in ("dmd", "ode", "teacher")]
+    trained = next((path for path in results if path.is_file()), None) or _need(results[0], "dmd")
     model = CausalDiT(chosen.preset.model)
     model.load_state_dict(load_file(trained))
     if chosen.given is not None:
@@ -220,7 +220,10 @@ def _export(chosen: Recipe, folder: Path) -> Figures:
         save_tensors(folder / "model" / RESULT, {name: value.bfloat16() for name, value in model.state_dict().items()})
     else:
         modules = {"transformer": model, "vae": _small_vae(chosen, folder), "audio": _ear(chosen, folder)}
-        save_models(folder / "model", chosen.preset, modules, chosen.storage)
+        # guidance is in the student's weights already: it was in the trajectories and in the teacher's score
+        guidance = chosen.preset.rollout.audio_guidance if trained.parent.name == "teacher" else 0.0
+        preset = replace(chosen.preset, rollout=replace(chosen.preset.rollout, audio_guidance=guidance))
+        save_models(folder / "model", preset, modules, chosen.storage)
     return {"folder": str(folder / "model"), "of": trained.parent.name}
 
 
