@@ -214,7 +214,8 @@ def _talk(models: Models, probe: Probe, case: Case, found: _Found) -> dict[str, 
     shown = watch.see_all(perform_case(models, case), keep_every=SHEET_EVERY)
     figures = judge(watch, case)
     if models.preset.model.drive_width:
-        figures["blink_r"] = correlation(watch.reading.eyes_shut, lids(case.seed, 0, watch.pictures))
+        asked = lids(case.seed, 0, watch.pictures)
+        figures["blink_r"] = correlation(watch.reading.eyes_shut, asked) if asked.any() else math.nan
     if case.pictures >= 3 * EDGE_S * PICTURES_PER_SECOND:
         figures |= _drift(watch, case)
     found.watches.append(watch)

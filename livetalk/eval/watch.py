@@ -201,7 +201,7 @@ def judge(watch: Watch, case: Case, start: int = 0, stop: int | None = None) -> 
     opening, width, teeth = truth[:, 0], truth[:, 1], truth[:, 2]
     agreement = sync(reading.open, opening)
     seen = watch.figures(start, stop)
-    figures = {
+    figures: Figures = {
         "sync_r": agreement.sync_r,
         "sync_r_best": agreement.sync_r_best,
         "av_lag_pictures": float(agreement.av_lag_pictures),
@@ -211,8 +211,8 @@ def judge(watch: Watch, case: Case, start: int = 0, stop: int | None = None) -> 
         "silence_open": closed_in_silence(reading.open, opening),
         "blinks_per_minute": blinks_per_minute(reading.eyes_shut),
         "mood_read": float(mood(reading) == case.mood),
-        **{name: seen[name] for name in ("identity", "flicker", "black_frames") if name in seen},
     }
+    figures |= {name: seen[name] for name in ("identity", "flicker", "black_frames") if name in seen}
     return figures | _ratios(figures, seen, reading, case)
 
 
@@ -227,7 +227,7 @@ def _ratios(figures: Figures, seen: Figures, reading: Reading, case: Case) -> Fi
     if case.reference is None:
         return {}
     truth, through = case.reference.truth, case.reference.through
-    ratios = {
+    ratios: Figures = {
         "amplitude": float(np.std(reading.open)) / max(truth["open_deviation"], 1e-9),
         "sharp_eyes": seen["sharp_eyes"] / truth["sharp_eyes"],
         "sharp_mouth": seen["sharp_mouth"] / truth["sharp_mouth"],
