@@ -156,10 +156,16 @@ def find_set(folder: Path | None = None, preset_folder: str = "mini") -> Path:
 def write_set(folder: Path, cases: CaseSet) -> None:
     """Write a set of cases: PNG, OGG, safetensors and JSON; numbers of tracks as float16."""
     folder.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, np.ndarray] = {}
     for case in cases.cases:
         Image.fromarray(case.portrait).save(folder / f"{case.name}.png", optimize=True)
         write_speech(folder / f"{case.name}.ogg", case.samples, MODEL_RATE)
+    write_truth(folder, cases)
+
+
+def write_truth(folder: Path, cases: CaseSet) -> None:
+    """The tracks and figures of a set, without its portraits and speech."""
+    arrays: dict[str, np.ndarray] = {}
+    for case in cases.cases:
         arrays[f"{case.name}.poses"] = case.poses.values.astype(np.float16)
         if case.reference is not None:
             arrays[f"{case.name}.still"] = case.reference.still.astype(np.uint8)

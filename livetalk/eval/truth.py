@@ -23,7 +23,7 @@ from torch import Tensor
 from livetalk.distill.data import drawable
 from livetalk.distill.portraits import MOODS, MOTIONS, Face, Poses, animate, caption, draw_clip, landmarks
 from livetalk.distill.speech import HELD_OUT_SEED, HELD_OUT_VOICES, speech_clip
-from livetalk.eval.cases import Case, CaseSet, Kind, Reference, fingerprint, write_set
+from livetalk.eval.cases import SET_FILE, Case, CaseSet, Kind, Reference, fingerprint, read_set, write_set, write_truth
 from livetalk.eval.figures import Figures
 from livetalk.eval.watch import Watch, distributions, plain_figures
 from livetalk.hub import Models
@@ -115,13 +115,26 @@ def draw_set(models: Models, probe: Probe, plan: SetPlan, source: str) -> CaseSe
         LiveTalkError: the renderer or a speech engine is missing, or a seed is not held out.
     """
     require_renderer()
-    cases, readings = [], []
+    drawn = []
     for wanted in case_plans(plan):
         log.info("drawing %s, %g s", wanted.name, wanted.seconds)
-        case, reading = draw_case(wanted, models, probe)
-        cases.append(case)
-        if wanted.kind == "talk":
-            readings.append(reading)
+        drawn.append(draw_case(wanted, models, probe))
+    return _as_set(drawn, models, source)
+
+
+def measure_again(models: Models, probe: Probe, cases: CaseSet) -> CaseSet:
+    """The same portraits and speech, measured for another model's encoders or by another probe.
+
+    Raises:
+        LiveTalkError: the renderer is missing.
+    """
+    require_renderer()
+    return _as_set([measure_case(case, models, probe) for case in cases.cases], models, cases.source)
+
+
+def _as_set(drawn: Sequence[tuple[Case, Reading]], models: Models, source: str) -> CaseSet:
+    cases = [case for case, _ in drawn]
+    readings = [reading for case, reading in drawn if case.kind == "talk"]
     pictures_seen, clips_seen = distributions(readings) if readings else (None, None)
     return CaseSet(
         tuple(cases),
@@ -136,9 +149,15 @@ def draw_set(models: Models, probe: Probe, plan: SetPlan, source: str) -> CaseSe
 def make_set(models: Models, probe: Probe, folder: Path, plan: SetPlan | None = None) -> CaseSet:
     """Draw a set and write it to ``folder``; the shipped one by default.
 
+    Portraits and speech of a set that is there already stay as they are; it is measured again.
+
     Raises:
         LiveTalkError: the renderer or a speech engine is missing.
     """
+    if (folder / SET_FILE).is_file():
+        cases = measure_again(models, probe, read_set(folder))
+        write_truth(folder, cases)
+        return cases
     plan = plan or shipped_plan()
     cases = draw_set(models, probe, plan, f"shipped held-out set, seeds from {plan.first_seed}")
     write_set(folder, cases)
@@ -148,10 +167,15 @@ def make_set(models: Models, probe: Probe, folder: Path, plan: SetPlan | None = 
 def draw_case(plan: CasePlan, models: Models, probe: Probe) -> tuple[Case, Reading]:
     """One case, and what the probe reads off its true pictures (one picture only, if its kind is "words")."""
     preset, count = models.preset, round(plan.seconds * PICTURES_PER_SECOND)
-    case, face = _spoken(plan, count, preset.audio.look_ahead_samples, preset.height)
-    if plan.kind == "words":
+    return measure_case(_spoken(plan, count, preset.audio.look_ahead_samples, preset.height), models, probe)
+
+
+def measure_case(case: Case, models: Models, probe: Probe) -> tuple[Case, Reading]:
+    """A case with its reference, and what the probe reads off its true pictures; see ``draw_case``."""
+    if case.kind == "words":
         return case, probe.read(case.portrait[None])
-    pictures = draw_clip(face, case.poses, preset.height)
+    face = Face.sample(case.seed)
+    pictures = draw_clip(face, case.poses, models.preset.height)
     still = still_cells(pictures)
     watch = _watched(probe, case.portrait, still, [pictures])
     truth = plain_figures(watch) | {"probe_r": sync(watch.reading.open, case.poses.track("open")).sync_r}
@@ -235,17 +259,16 @@ def require_renderer() -> None:
         )
 
 
-def _spoken(plan: CasePlan, count: int, look_ahead_samples: int, size: int) -> tuple[Case, Face]:
-    """The case of a plan with its portrait only, and who it is."""
+def _spoken(plan: CasePlan, count: int, look_ahead_samples: int, size: int) -> Case:
+    """The case of a plan without reference."""
     extra = -(-look_ahead_samples // MODEL_SAMPLES_PER_PICTURE)
     speech = speech_clip(plan.seed, (count + extra) / PICTURES_PER_SECOND, held_out=True, voice=plan.voice)
     poses = animate(drawable(speech.mouth[:count]), plan.seed, plan.motion, plan.mood)
-    face = Face.sample(plan.seed)
-    case = Case(
+    return Case(
         name=plan.name,
         seed=plan.seed,
         kind=plan.kind,
-        portrait=draw_clip(face, [poses[0]], size)[0],
+        portrait=draw_clip(Face.sample(plan.seed), [poses[0]], size)[0],
         samples=speech.samples[: count * MODEL_SAMPLES_PER_PICTURE + look_ahead_samples],
         poses=poses,
         text=caption(plan.motion, plan.mood, plan.seed),
@@ -253,7 +276,6 @@ def _spoken(plan: CasePlan, count: int, look_ahead_samples: int, size: int) -> t
         motion=plan.motion,
         voice=speech.voice,
     )
-    return case, face
 
 
 def _through_figures(

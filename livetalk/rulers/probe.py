@@ -174,7 +174,7 @@ class Probe(nn.Module):
 
 def as_input(pictures: np.ndarray) -> Tensor:
     """Pictures uint8 [T, H, W, 3] as the probe takes them: [T, 3, 128, 128] in 0..1."""
-    tensor = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
+    tensor = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 255
     if tensor.shape[-2:] != (PROBE_SIZE, PROBE_SIZE):
         size = (PROBE_SIZE, PROBE_SIZE)
         tensor = nn.functional.interpolate(tensor, size, mode="bilinear", antialias=True, align_corners=False)
