@@ -81,7 +81,7 @@ def denoise_chunk(
     Args:
         model: the student.
         cache: what was said before; the chunk's own slot is written, but not committed.
-        cond: conditions of these frames; the text may be prepared, guidance needs audio as rows.
+        cond: conditions of these frames; prepare them once for all steps.
         noise: ``[steps, B, C, f, H, W]``, see ``chunk_noise``.
         settings: timesteps, prediction and guidance.
         exit_step: training: stop after this step; only it sees gradients. None = all steps.
@@ -96,8 +96,9 @@ def denoise_chunk(
     if noise.shape[0] != len(sigmas):
         raise LiveTalkError(f"Noise for {noise.shape[0]} steps was given, the settings have {len(sigmas)} steps.")
     noise = noise.to(model.device)
-    silent = model.prepare(cond.silent(model.config.drive_width)) if settings.audio_guidance else None
     cond = model.prepare(cond)
+    # Without all of its rows, the driven ones too: then guidance also makes a blink shut the eyes wholly.
+    silent = model.prepare(dataclasses.replace(cond, audio=None)) if settings.audio_guidance else None
     last = len(sigmas) - 1 if exit_step is None else exit_step
     gradients = torch.is_grad_enabled()
     x0 = noise[0]
