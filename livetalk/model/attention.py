@@ -21,6 +21,9 @@ from livetalk.types import LiveTalkError
 
 EPS = 1e-6
 
+ROUNDED = 1.02
+"""How much longer rows may become by rounding to bfloat16, at most, twice over."""
+
 
 @dataclass(frozen=True)
 class ChunkSpan:
@@ -91,10 +94,10 @@ def check_window(window_frames: int, sink_frames: int, chunk_frames: int) -> Non
 class AttentionContext(Protocol):
     """What queries of one layer attend to."""
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, largest: float = math.inf) -> Tensor:
         """Attention of the layer's tokens, all ``[B, heads, N, d]``; q (scaled) and k normalised, not rotated.
 
-        Without gradients q and k may be float32 where v is not.
+        Without gradients q and k may be float32 where v is not. No score is larger than ``largest``.
         """
 
 
@@ -123,14 +126,14 @@ class ClipContext:
         shifts = {span.sink_shift for span in self._spans or () if span.sink_shift}
         self._shifts = {frames: time_shift(frames, split, device) for frames in shifts}
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG002 (the protocol's)
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, largest: float = math.inf) -> Tensor:  # noqa: ARG002 (the protocol's)
         """See ``AttentionContext``; the same for every layer."""
         q, k = rotate(q, self._table), rotate(k, self._table).to(v.dtype)
         if self._spans is None:
-            return attend(q, k, v)
-        return torch.cat([self._attend_span(q, k, v, span) for span in self._spans], dim=2)
+            return attend(q, k, v, largest)
+        return torch.cat([self._attend_span(q, k, v, span, largest) for span in self._spans], dim=2)
 
-    def _attend_span(self, q: Tensor, k: Tensor, v: Tensor, span: ChunkSpan) -> Tensor:
+    def _attend_span(self, q: Tensor, k: Tensor, v: Tensor, span: ChunkSpan, largest: float) -> Tensor:
         """One chunk over exactly the keys it may see: a dense mask would cost several times more."""
         start, stop, first, sinks = (
             frames * self._tokens for frames in (span.start, span.stop, span.first, span.sinks)
@@ -142,7 +145,7 @@ class ClipContext:
                 anchors = rotate(anchors, self._shifts[span.sink_shift])
             keys = torch.cat((anchors, keys), dim=2)
             values = torch.cat((v[:, :, :sinks], values), dim=2)
-        return attend(q[:, :, start:stop], keys, values)
+        return attend(q[:, :, start:stop], keys, values, largest)
 
 
 class WideRMSNorm(nn.Module):
@@ -170,13 +173,18 @@ class Attention(Packable):
         self.norm_q = WideRMSNorm(width)
         self.norm_k = WideRMSNorm(width)
         self._gains = torch.empty(0)
+        self._largest = math.inf
 
     def pack(self, rows: int) -> None:
-        """See ``Packable``; with the packed copies go the gains of queries and keys, float32 ``[2, D]``."""
+        """See ``Packable``; with the packed copies go the gains of queries and keys, float32 ``[2, D]``.
+
+        The gains bound every score: a normalised row times them is no longer than sqrt(D) times the largest one.
+        """
         super().pack(rows)
         with torch.inference_mode(False), torch.no_grad():
             gains = torch.stack((self.norm_q.weight * self._query_scale(), self.norm_k.weight)).float()
             self._gains = gains * math.sqrt(gains.shape[1])
+            self._largest = self._gains.abs().amax(1).prod().item() * ROUNDED
 
     def queries(self, x: Tensor) -> Tensor:
         """Normalised queries as ``attend`` wants them, ``[B, heads, N, d]``, of tokens ``[B, N, D]``."""
@@ -188,6 +196,10 @@ class Attention(Packable):
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised keys and values, each ``[B, heads, N, d]``, of tokens ``[B, N, D]``."""
         return self._heads(self.norm_k(self.k(x))), self._heads(self.v(x))
+
+    def _bound(self) -> float:
+        """What no score exceeds; only packed gains are known not to change."""
+        return self._largest if self._packs else math.inf
 
     def _query_scale(self) -> float:
         return SCORE_SCALE * (self.q.out_features // self.heads) ** -0.5
@@ -204,7 +216,7 @@ class SelfAttention(Attention):
 
     def forward(self, x: Tensor, layer: int, context: AttentionContext) -> Tensor:
         """Attend within ``context`` from tokens ``[B, N, D]`` of layer number ``layer``."""
-        return self._output(context.attend(layer, *self._projections(x)))
+        return self._output(context.attend(layer, *self._projections(x), self._bound()))
 
     def pack_groups(self) -> dict[str, tuple[nn.Linear, ...]]:
         """See ``Packable``: queries, keys and values are one product."""
@@ -228,4 +240,4 @@ class CrossAttention(Attention):
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attend from tokens ``[B, N, D]`` to prepared keys and values ``[B, heads, L, d]``."""
-        return self._output(attend(self.queries(x), keys, values))
+        return self._output(attend(self.queries(x), keys, values, self._bound()))

@@ -12,6 +12,7 @@ current chunk last, so that no distance exceeds the window.
 from __future__ import annotations
 
 import functools
+import math
 import weakref
 from dataclasses import dataclass
 
@@ -240,12 +241,12 @@ class CachePass:
             self._moved = cache._spans(*moved)
             self._moved_table = table(range(moved[0] - self._shift, moved[1] - self._shift))
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, largest: float = math.inf) -> Tensor:
         """See ``AttentionContext``. Without gradients the chunk's keys and values go to the cache on the way."""
         if torch.is_grad_enabled():
             return attend(rotate(q, self._table), *self._with_past(layer, k, v))
         q = rotate_in_place(q, self._table)
-        return attend(q, *self.write(layer, k, v))
+        return attend(q, *self.write(layer, k, v), largest)
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Put the chunk's keys (normalised, not rotated) and values into its slot; all that the layer then sees.

@@ -61,8 +61,9 @@ def scaled_rows(x: Tensor, gain: Tensor, eps: float) -> Tensor:
         gain: float32, times sqrt(D): what the mean has more than the sum.
         eps: of the mean.
     """
-    squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
-    return x.float().mul_(squares.add_(eps * x.shape[-1]).rsqrt_()).mul_(gain)
+    x = x.float()
+    squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+    return x.mul_(squares.add_(eps * x.shape[-1]).rsqrt_()).mul_(gain)
 
 
 class _Rotate(torch.autograd.Function):
@@ -140,12 +141,13 @@ def _workspace(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
     return memory[:size].view(shape)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, largest: float = math.inf) -> Tensor:
     """Attention without mask: weights exp(q k^T / SCORE_SCALE), divided by their sum, times v.
 
     Args:
         q: ``[B, heads, N, d]``, already multiplied by SCORE_SCALE / sqrt(d); float32 or the dtype of ``k``.
         k: ``[B, heads, K, d]``, ``v`` the same.
+        largest: no score is larger than this; where it says too little, queries and keys are looked at.
 
     Returns:
         ``[B, heads, N, d]``, laid out so that heads and channels of a token are neighbours.
@@ -159,15 +161,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     out = k.new_empty(batch, tokens, heads, width).transpose(1, 2)
     queries = torch.empty(q.shape, dtype=k.dtype).copy_(q)
     for sample in range(batch):
-        _attend_sample(queries[sample], k[sample], v[sample], out[sample])
+        _attend_sample(queries[sample], k[sample], v[sample], out[sample], largest)
     return out
 
 
-def _attend_sample(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+def _attend_sample(q: Tensor, k: Tensor, v: Tensor, out: Tensor, largest: float) -> None:
     """One sample into ``out``: all at once where its scores are few enough, else some heads and rows at a time."""
-    # |q k| <= |q| |k|, so nothing needs to be looked for in the scores.
-    largest = torch.linalg.vector_norm(q, dim=-1).amax() * torch.linalg.vector_norm(k, dim=-1).amax()
-    part = _attend_bits if largest.item() < _SAFE_SCORE else _attend_softmax
+    if largest >= _SAFE_SCORE:
+        # |q k| <= |q| |k|, so nothing needs to be looked for in the scores.
+        largest = (torch.linalg.vector_norm(q, dim=-1).amax() * torch.linalg.vector_norm(k, dim=-1).amax()).item()
+    part = _attend_bits if largest < _SAFE_SCORE else _attend_softmax
     heads, tokens, keys = q.shape[0], q.shape[1], k.shape[1]
     if heads * tokens * keys <= _SCORES:
         part(q, k, v, out)
