@@ -15,12 +15,12 @@ $(PY):
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "LiveTalk needs Python 3.11 or newer; found " + sys.version.split()[0] + ". Try: make demo PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: requirements.txt constraints.txt | $(PY)
-	$(PIP) -r requirements.txt
+$(VENV)/.demo: requirements.txt requirements-voice.txt constraints.txt | $(PY)
+	$(PIP) -r requirements.txt -r requirements-voice.txt
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.demo requirements-train.txt requirements-dev.txt
-	$(PIP) -r requirements-train.txt -r requirements-dev.txt
+$(VENV)/.dev: $(VENV)/.demo requirements-train.txt requirements-extra.txt requirements-dev.txt
+	$(PIP) -r requirements-train.txt -r requirements-extra.txt -r requirements-dev.txt
 	@touch $@
 
 demo: $(VENV)/.demo  ## the page on this machine, with the embedded model (PIP_ARGS=... goes to pip)

@@ -33,7 +33,8 @@ SOLE_IMPORTERS = {
 }
 # Packages that may be imported inside functions: optional, or too heavy for mini's start.
 OPTIONAL = {"skia", "espeakng_loader", "accelerate", "matplotlib", "transformers", "diffusers", "playwright", "spaces"}
-OPTIONAL |= {"psutil", "ftfy", "cv2"}
+OPTIONAL |= {"psutil", "ftfy", "cv2", "pocket_tts"}
+REQUIREMENTS = tuple(f"requirements{part}.txt" for part in ("", "-train", "-extra", "-voice", "-dev"))
 PUBLIC_DOOR = "livetalk"  # the package's own __init__ hands out names of any room
 
 
@@ -151,7 +152,7 @@ def test_every_requirement_is_imported_somewhere() -> None:
     used = {target.split(".")[0] for tree in {**PARSED, **tests}.values() for target, _ in imports(tree)}
     provided = packages_distributions()
     tools = {"ruff", "mypy", "setuptools"}  # run, not imported
-    for file in ("requirements.txt", "requirements-train.txt", "requirements-extra.txt", "requirements-dev.txt"):
+    for file in REQUIREMENTS:
         for name in requirement_names(file):
             modules = {m for m, dists in provided.items() if name in [d.lower().replace("_", "-") for d in dists]}
             assert name in tools or modules & used, f"{file} lists {name}, which nothing imports"
@@ -160,7 +161,7 @@ def test_every_requirement_is_imported_somewhere() -> None:
 def test_every_import_is_a_requirement() -> None:
     listed = {
         name
-        for file in ("requirements.txt", "requirements-train.txt", "requirements-extra.txt", "requirements-dev.txt")
+        for file in REQUIREMENTS
         for name in requirement_names(file)
     }
     provided = packages_distributions()

@@ -107,6 +107,19 @@ class KVCache:
         buffers = (self._keys, self._values, self._raw_keys)
         return sum(buffer.numel() * buffer.element_size() for buffer in buffers if buffer is not None)
 
+    def take_sinks(self, other: KVCache) -> None:
+        """Begin with the sinks of another cache of the same kind, as if only they had been written.
+
+        Raises:
+            LiveTalkError: something was written already, or the other cache has not all of its sinks yet.
+        """
+        if self.stored_frames or other.stored_frames < self._sinks:
+            raise LiveTalkError("Sinks are taken from a cache that has them all into one that is empty.")
+        tokens = self._sinks * self._tokens
+        self._keys[..., :tokens, :] = other._keys[..., :tokens, :]
+        self._values[..., :tokens, :] = other._values[..., :tokens, :]
+        self.stored_frames = self._sinks
+
     def open(self, frames: int) -> CachePass:
         """A pass of the network over the chunk of ``frames`` latent frames that comes next.
 

@@ -11,7 +11,7 @@ This module does not know pages, command lines or how networks compute.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,11 @@ from livetalk.media.sound import SpeechSource, duration_s, speech_blocks
 from livetalk.stream.pace import Clock
 from livetalk.stream.performer import Performer
 from livetalk.stream.session import MICROPHONE_BACKLOG_S, Session
+from livetalk.stream.talk import TalkSession
+from livetalk.stream.talkers.protocol import Persona, Talker
+from livetalk.stream.talkers.registry import talker_chain
+from livetalk.stream.turns import TurnTaker
+from livetalk.stream.vad import SileroDetector
 from livetalk.types import PICTURES_PER_SECOND, PLAYBACK_RATE, AudioChunk, Identity, Pictures, SpeechEnd
 
 Progress = Callable[[float, float | None], None]
@@ -182,6 +187,39 @@ class Avatar:
         """
         identity = self.identity(portrait, prompt)
         return Session(self.models, identity, seed=seed, mode=mode, backlog_s=backlog_s, clock=clock)
+
+
+    def conversation(
+        self,
+        portrait: PortraitSource,
+        prompt: str | None = None,
+        seed: int = 0,
+        talkers: Sequence[Talker] | None = None,
+        persona: Persona | None = None,
+        clock: Clock | None = None,
+    ) -> TalkSession:
+        """A live conversation with one visitor: speak with ``listen``, write with ``write``, watch ``pictures()``.
+
+        Args:
+            portrait: see :meth:`identity`.
+            prompt: how the person moves and feels.
+            seed: of everything random about the pictures.
+            talkers: who answers, in the order of preference; None = the best this machine can run.
+            persona: who the avatar is.
+            clock: for tests; None = the machine's.
+
+        Raises:
+            LiveTalkError: the portrait cannot be used, or no talker can work.
+        """
+        return TalkSession(
+            self.models,
+            self.identity(portrait, prompt),
+            talker_chain() if talkers is None else talkers,
+            persona or Persona(),
+            TurnTaker(SileroDetector()),
+            seed=seed,
+            clock=clock,
+        )
 
 
 def _perform(performer: Performer, speech: SpeechSource, limit_s: float | None) -> Iterator[Pictures]:

@@ -6,7 +6,8 @@ decoder's state before the chunk; it can run in a thread beside the denoising of
 
 What a chunk changed is kept with it (a restore point of the cache, the decoder state before it), so that the newest
 chunks can be taken back and made again with other sound. The noise of a chunk depends on nothing but the seed and the
-chunk's number.
+chunk's number. From a chunk on the stream may get another look: other words (the window's keys are computed again from
+its latents, the sinks stay) or another face (sinks and decoder are warmed up with a few silent chunks).
 
 This module knows nothing of sound, time or who wants a chunk remade.
 """
@@ -14,6 +15,7 @@ This module knows nothing of sound, time or who wants a chunk remade.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,15 +27,59 @@ import torch
 from torch import Tensor
 
 from livetalk.hub import Models
-from livetalk.model.cache import RestorePoint
+from livetalk.model.cache import KVCache, RestorePoint
 from livetalk.model.conditions import Conditions, image_condition, pack_audio
 from livetalk.model.drive import driven
 from livetalk.rollout import chunk_noise, commit_chunk, denoise_chunk, new_cache
 from livetalk.stream.pace import StageTimes
-from livetalk.types import Identity, picture_span
+from livetalk.types import MODEL_SAMPLES_PER_PICTURE, Identity, picture_span
 
 Decoded = tuple[np.ndarray, Any]
 """Pictures uint8 ``[T, H, W, 3]`` and the decoder's state after them."""
+
+Committed = tuple[Tensor, Conditions]
+"""Latents of a chunk in the cache and what it was made from."""
+
+REMEMBERED_LOOKS = 4
+
+
+@dataclass(frozen=True)
+class Look:
+    """Who is drawn, and how, from a chunk on.
+
+    Attributes:
+        identity: face and words.
+        images: condition channels of the first chunk of a stream and of later ones.
+        cache: warmed-up cache of a new face and the point after its warm-up, used by one stream only; None = go on
+            with the one there is.
+        recent: chunks in its rolling window.
+        decoder: state of the decoder after the warm-up.
+    """
+
+    identity: Identity
+    images: tuple[Tensor, Tensor] = field(repr=False)
+    cache: tuple[KVCache, RestorePoint] | None = field(default=None, repr=False)
+    recent: tuple[Committed, ...] = field(default=(), repr=False)
+    decoder: Future[Decoded] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Before:
+    """The state of a stream before a chunk.
+
+    Attributes:
+        cache: the cache, and the point in it to come back to.
+        decoder: decoder state (None at the start of the stream), possibly still being computed.
+        recent: what is in the cache's rolling window.
+        look: who was drawn.
+        text: the words as the network takes them.
+    """
+
+    cache: tuple[KVCache, RestorePoint] = field(repr=False)
+    decoder: Future[Decoded] | None
+    recent: tuple[Committed, ...] = field(repr=False)
+    look: Look
+    text: Any = field(repr=False)
 
 
 @dataclass
@@ -45,9 +91,8 @@ class Take:
         first, stop: its pictures.
         cond: what it was made from.
         latents: ``[1, C, F, h, w]``, clean.
-        decoder_before: decoder state before it (None at the start of the stream), possibly still being computed.
         decoded: its pictures and the decoder state after it, possibly still being computed.
-        restore_point: the cache before the chunk.
+        before: the state before it.
     """
 
     index: int
@@ -55,9 +100,8 @@ class Take:
     stop: int
     cond: Conditions
     latents: Tensor
-    decoder_before: Future[Decoded] | None
     decoded: Future[Decoded] = field(repr=False)
-    restore_point: RestorePoint = field(repr=False)
+    before: Before = field(repr=False)
 
     def pictures(self) -> np.ndarray:
         """uint8 ``[stop - first, H, W, 3]``; waits for the decoder."""
@@ -81,14 +125,37 @@ class ChunkMaker:
         self._frames = self._settings.chunk_frames
         self._shape = models.preset.latent_shape(self._frames)
         self._cache = new_cache(models.transformer, self._settings, self._shape)
-        portrait = identity.portrait_latent.to(models.device)
-        self._images = [image_condition(portrait, self._frames, first_frame=frame) for frame in (0, 1)]
+        self._recent: tuple[Committed, ...] = ()
+        self._look = Look(identity, self._images(identity))
+        self._looks = [(0, self._look)]
         self._text: Any = identity.text.to(models.device)
         self._newest: Take | None = None
         self._decoder_state: Future[Decoded] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="livetalk-decode") if overlap else None
         beside = overlap and models.device.type == "cuda"
         self._stream = torch.cuda.Stream(models.device) if beside else None
+
+    def change_look(self, index: int, look: Look) -> None:
+        """From chunk ``index`` on, which was not made yet, the stream has another look."""
+        self._looks = [*(known for known in self._looks if known[0] < index), (index, look)][-REMEMBERED_LOOKS:]
+
+    def other_words(self, text: Tensor) -> Look:
+        """The newest face with other words ``[1, L, text_width]``."""
+        newest = self._looks[-1][1]
+        identity = dataclasses.replace(newest.identity, text=text)
+        return Look(identity, newest.images)
+
+    @torch.inference_mode()
+    def other_face(self, identity: Identity) -> Look:
+        """A look with another face, warmed up with silent chunks until it has its sinks; may run in any thread."""
+        warm = ChunkMaker(self._models, identity, self._seed, StageTimes(time.perf_counter), overlap=False)
+        chunks = max(1, self._settings.sink_frames // self._frames)
+        for index in range(chunks):
+            first, stop = picture_span(index * self._frames, self._frames)
+            warm.make(index, self._models.audio(self._silence(stop - first), stop - first))
+        warm._commit_newest()
+        begun = warm._cache, warm._cache.restore_point()
+        return dataclasses.replace(warm._look, cache=begun, recent=warm._recent, decoder=warm._decoder_state)
 
     @torch.inference_mode()
     def make(self, index: int, rows: Tensor) -> Take:
@@ -99,23 +166,27 @@ class ChunkMaker:
             rows: audio feature rows ``[1, T, A]`` of its pictures.
         """
         self._commit_newest()
+        before = self._before()
+        self._take_look(index)
         cond = self._conditions(index, self._driven(index, rows))
-        point = self._cache.restore_point()
         with self._times.stage("denoise"):
             noise = chunk_noise(self._seed, index, self._shape, len(self._settings.timesteps))
             latents = denoise_chunk(self._models.transformer, self._cache, cond, noise, self._settings)
         first, stop = picture_span(index * self._frames, self._frames)
-        before = self._decoder_state
+        state = self._decoder_state
         made = None if self._stream is None else torch.cuda.current_stream(self._models.device).record_event()
-        decoded = self._start(lambda: self._decode(latents, before, made))
-        take = Take(index, first, stop, cond, latents, before, decoded, point)
+        decoded = self._start(lambda: self._decode(latents, state, made))
+        take = Take(index, first, stop, cond, latents, decoded, before)
         self._newest, self._decoder_state = take, take.decoded
         return take
 
     def unmake(self, take: Take) -> None:
         """Go back to before ``take``, which must be the newest chunk not yet unmade."""
-        self._cache.restore(take.restore_point)
-        self._newest, self._decoder_state = None, take.decoder_before
+        before = take.before
+        self._cache, point = before.cache
+        self._cache.restore(point)
+        self._newest, self._decoder_state = None, before.decoder
+        self._recent, self._look, self._text = before.recent, before.look, before.text
 
     def close(self) -> None:
         """End the decoding thread."""
@@ -134,6 +205,48 @@ class ChunkMaker:
             return
         with self._times.stage("commit"):
             commit_chunk(self._models.transformer, self._cache, take.latents, take.cond)
+        kept = (self._settings.window_frames - self._settings.sink_frames) // self._frames
+        self._recent = (*self._recent, (take.latents, take.cond))[-kept:]
+
+    def _before(self) -> Before:
+        cache = self._cache, self._cache.restore_point()
+        return Before(cache, self._decoder_state, self._recent, self._look, self._text)
+
+    def _take_look(self, index: int) -> None:
+        """Change to the look that the stream has from chunk ``index`` on, if it is another one."""
+        look = next(look for first, look in reversed(self._looks) if first <= index or look is self._looks[0][1])
+        if look is self._look:
+            return
+        self._look, self._text = look, look.identity.text.to(self._models.device)
+        if look.cache is not None:
+            self._cache, begun = look.cache
+            self._cache.restore(begun)  # it may have been used and unmade before
+            self._recent, self._decoder_state = look.recent, look.decoder
+        elif self._cache.stored_frames > self._settings.sink_frames:
+            self._retell()
+
+    def _retell(self) -> None:
+        """Compute the rolling window's keys again from its latents, under the words there are now; sinks stay."""
+        cache = new_cache(self._models.transformer, self._settings, self._shape)
+        cache.take_sinks(self._cache)
+        self._cache, told = cache, []
+        for latents, cond in self._recent:
+            cond = self._worded(dataclasses.replace(cond, text=self._text))
+            with self._times.stage("retell"):
+                commit_chunk(self._models.transformer, cache, latents, cond)
+            told.append((latents, cond))
+        self._recent = tuple(told)
+
+    def _images(self, identity: Identity) -> tuple[Tensor, Tensor]:
+        portrait = identity.portrait_latent.to(self._models.device)
+        first, later = (image_condition(portrait, self._frames, first_frame=frame) for frame in (0, 1))
+        return first, later
+
+    def _silence(self, pictures: int) -> Tensor:
+        """Silent sound of so many pictures, as the audio encoder takes it."""
+        encoder = self._models.audio
+        samples = encoder.past_samples + pictures * MODEL_SAMPLES_PER_PICTURE + encoder.look_ahead_samples
+        return torch.zeros(1, samples, device=self._models.device)
 
     def _driven(self, index: int, rows: Tensor) -> Tensor:
         """Rows with what is not heard but drawn from the seed, where the network was trained with it."""
@@ -144,8 +257,11 @@ class ChunkMaker:
 
     def _conditions(self, index: int, rows: Tensor) -> Conditions:
         packed = pack_audio(rows) if index == 0 else rows
-        cond = Conditions(image=self._images[min(index, 1)], audio=packed, text=self._text)
-        # Audio stays as rows: guidance silences what is heard in them.
+        image = self._look.images[0 if self._cache.next_frame == 0 else 1]
+        return self._worded(Conditions(image=image, audio=packed, text=self._text))
+
+    def _worded(self, cond: Conditions) -> Conditions:
+        """Conditions with the words' keys computed once; sound stays as rows: guidance silences what is heard in it."""
         self._text = self._models.transformer.prepare(cond).text
         return dataclasses.replace(cond, text=self._text)
 

@@ -20,9 +20,10 @@ from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
+from torch import Tensor
 
 from livetalk.hub import Models
-from livetalk.stream.chunks import ChunkMaker, Take
+from livetalk.stream.chunks import ChunkMaker, Look, Take
 from livetalk.stream.pace import Playback, StageTimes, Timer
 from livetalk.stream.track import SoundTrack
 from livetalk.types import (
@@ -85,6 +86,8 @@ class Performer:
         self._awaited: int | None = None
         self._heard_at_s: float | None = None
         self._urgent_s = LEAST_MARGIN_S
+        self._held_from: int | None = None
+        self._left_before_hold = 0
         self.generation = 0
         self.first_picture_s: float | None = None
         """From the last sample that the latest speech's first chunk needed to its pictures."""
@@ -126,6 +129,7 @@ class Performer:
             The first picture of the new generation.
         """
         self.generation = self.generation + 1 if generation is None else generation
+        self.withdraw()
         if self._playback is None:
             self._track.cut(self._next_picture)
         else:
@@ -134,6 +138,78 @@ class Performer:
         self._rewind(self._index_of(self._next_picture))
         self._awaited = None
         return self._next_picture
+
+    def hold(self, delay_s: float) -> int:
+        """Live: keep pictures from ``delay_s`` after what is on screen on from leaving, to make them on a guess.
+
+        Speech pushed now begins at the first of them and is made ahead. ``release`` lets them leave, ``withdraw``
+        forgets that speech. Until then the face lives on what has left.
+
+        Args:
+            delay_s: until the guess will be confirmed and its first picture can be on screen.
+
+        Returns:
+            The first picture held.
+        """
+        assert self._playback is not None
+        first = math.ceil((self._playback.position_s + delay_s) * PICTURES_PER_SECOND)
+        first = max(first, self._track.next_picture, self._takes[0].first if self._takes else self._next_picture)
+        self._held_from, self._left_before_hold = first, self._next_picture
+        self._next_picture = min(self._next_picture, first)
+        return first
+
+    def release(self, generation: int) -> int | None:
+        """The guess was right: its pictures leave.
+
+        Args:
+            generation: number of the new generation, if pictures must be replaced.
+
+        Returns:
+            The first picture that is void because it had left already and is made again; None = there is none.
+        """
+        first, self._held_from = self._held_from, None
+        if first is None or self._left_before_hold <= first:
+            return None
+        self.generation = generation
+        return first
+
+    def withdraw(self) -> None:
+        """The guess was wrong: its speech was never said, what had left stays as it is."""
+        first, self._held_from = self._held_from, None
+        if first is None:
+            return
+        self._track.cut(first)
+        self._rewind(self._index_of(first))
+        self._next_picture = max(self._next_picture, self._left_before_hold)
+        self._awaited = None
+
+    @property
+    def hold_left_s(self) -> float | None:
+        """Live: seconds until the first held picture must be on screen; None = nothing is held."""
+        if self._held_from is None or self._playback is None:
+            return None
+        return self._playback.ahead_s(self._held_from)
+
+    @property
+    def shown_picture(self) -> int:
+        """Live: first picture that is not on screen yet."""
+        return self._playback.next_picture if self._playback else self._next_picture
+
+    def other_face(self, identity: Identity) -> Look:
+        """A look with another face for ``change_look``; takes as long as some chunks, may be called in any thread."""
+        return self._maker.other_face(identity)
+
+    def other_words(self, text: Tensor) -> Look:
+        """A look of the same face under other words ``[1, L, text_width]`` for ``change_look``."""
+        return self._maker.other_words(text)
+
+    def change_look(self, look: Look) -> None:
+        """Another face or other words, from the next chunk on of which nothing has left."""
+        first = self._index_of(max(self._next_picture, self._left_before_hold if self._held_from is not None else 0))
+        if first < self._next_chunk and self._span(first)[0] < self._next_picture:
+            first += 1
+        self._rewind(first)
+        self._maker.change_look(first, look)
 
     def pictures(self) -> Iterator[Pictures]:
         """All pictures that can leave now; call again after more was pushed or time has passed."""
@@ -155,6 +231,8 @@ class Performer:
         if self._playback is None:
             return None
         if any(take.stop > self._next_picture for take in self._takes):
+            if self._next_picture == self._held_from:
+                return max(0.0, self._playback.ahead_s(self._next_picture))
             return max(0.0, self._playback.due_in_s(self._piece_stop()))
         if self._sound_is_there(self._next_chunk):
             return 0.0
@@ -209,7 +287,7 @@ class Performer:
 
     def _begin_speech(self, packet: AudioChunk, delay_s: float) -> None:
         self._track.check(packet)
-        start = max(self._next_picture, self._track.next_picture)
+        start = max(self._next_picture, self._track.next_picture, self._held_from or 0)
         if self._playback is not None and delay_s > 0:
             start = max(start, math.ceil((self._playback.position_s + delay_s) * PICTURES_PER_SECOND))
         self._track.begin(start)
@@ -266,7 +344,8 @@ class Performer:
         """Picture before which the next piece ends; the piece is empty if nothing of the take may leave."""
         take = next(take for take in self._takes if take.stop > self._next_picture)
         if self._playback is not None:
-            return min(take.stop, self._next_picture + PIECE_PICTURES)
+            stop = min(take.stop, self._next_picture + PIECE_PICTURES)
+            return stop if self._held_from is None else min(stop, self._held_from)
         return take.stop if self._track.open else min(take.stop, self._track.next_picture)
 
     def _leave(self, take: Take) -> Pictures | None:

@@ -36,8 +36,8 @@ from livetalk.types import (
     SpeechEnd,
 )
 
-Mode = Literal["mirror"]
-MODES: tuple[Mode, ...] = ("mirror",)
+Mode = Literal["mirror", "conversation"]
+MODES: tuple[Mode, ...] = ("mirror", "conversation")
 
 MICROPHONE_BACKLOG_S = 2.0
 """Microphone sound that may wait by default; beyond it the oldest is dropped."""
@@ -65,7 +65,7 @@ class Session:
         models: networks and preset; shared, never changed.
         identity: whose face, and how it moves.
         seed: same seed and same sound at the same places: same pictures.
-        mode: "mirror".
+        mode: name of what drives the face, for people who look; a conversation is a ``TalkSession``.
         lead_s: at most this much leaves ahead of what is on screen; None = as the preset says.
         backlog_s: sound given to ``listen`` that may wait; more is dropped.
         clock: time to read and to wait for; None = the machine's.
@@ -96,7 +96,7 @@ class Session:
         self._sound_wait_s = chunk_s + preset.audio.look_ahead_samples / 16_000
         self._picture_size = preset.height, preset.width
         self._scope = CancelScope()
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # its lock may be taken again by who holds it
         self._clips: deque[AudioChunk | SpeechEnd] = deque()
         self._microphone: deque[AudioChunk] = deque()
         self._microphone_at_s: float | None = None
@@ -336,9 +336,13 @@ class Session:
     def _wait(self) -> None:
         """Until there is something to make or to hand out, or something came in."""
         with self._changed:
-            if self._stopped or self._cleared is not None or self._microphone or self._clip_is_wanted():
+            if self._stopped or self._cleared is not None or self._has_news():
                 return
             self._clock.wait(self._changed, self._performer.wait_s())
+
+    def _has_news(self) -> bool:
+        """Whether something came in that was not taken in yet."""
+        return bool(self._microphone) or self._clip_is_wanted()
 
     def _note(self, piece: Pictures) -> None:
         self._speaking = piece.speaking
