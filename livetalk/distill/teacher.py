@@ -31,6 +31,9 @@ from livetalk.types import PICTURES_PER_LATENT
 
 Network = Callable[..., Tensor]
 
+CHANGES = 0.65
+"""A clip whose ``mood_change`` is larger shows in its portrait little of its mood."""
+
 
 @dataclass(frozen=True)
 class TeacherConfig:
@@ -43,6 +46,8 @@ class TeacherConfig:
         whole_batch: whole clips a step and rank.
         sinks: sink frames of a window, one of them drawn for each sample: the network will know them all.
         start_share: share of samples that are the start of a clip; the others have their last chunk anywhere later.
+        change_share: starts (of windows and of whole clips) taken from clips whose portrait does not show yet what the
+            words say of the mood: there the words must be listened to.
         clean_share: chunks at noise level 0: past to go on from, without loss.
         faint_share: chunks with little noise (below 0.15): a past with flaws.
         step_share: chunks at one of the noise levels of the rollout; the remaining ones lie anywhere between.
@@ -67,6 +72,7 @@ class TeacherConfig:
     whole_batch: int = 5
     sinks: tuple[int, ...] = (0, 3, 6, 9, 12)
     start_share: float = 0.2
+    change_share: float = 0.0
     clean_share: float = 0.2
     faint_share: float = 0.1
     step_share: float = 0.4
@@ -133,6 +139,8 @@ class TeacherLoss:
         self.chunk = preset.rollout.chunk_frames
         self.chunks = preset.rollout.window_frames // self.chunk
         self._calls = 0
+        self._changing: list[int] = []
+        self._looked_at = 0
 
     def __call__(self, model: nn.Module, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Loss of a fresh batch (a ``BatchLoss``)."""
@@ -150,14 +158,16 @@ class TeacherLoss:
 
     def windows(self, draws: torch.Generator) -> Windows:
         """A random batch of clip windows, some of them without sound, caption or portrait."""
-        chosen = torch.randint(len(self.store), (self.config.batch,), generator=draws).tolist()
-        clips = self.store.clips(chosen)
-        return self.cut(clips, [self.frames(clip, draws) for clip in clips], draws, self.config.portrait_dropout)
+        clips, frames = [], []
+        for _ in range(self.config.batch):
+            start = float(torch.rand((), generator=draws)) < self.config.start_share
+            clips.append(self.draw_clip(draws, start))
+            frames.append(self.frames(clips[-1], draws, start))
+        return self.cut(clips, frames, draws, self.config.portrait_dropout)
 
     def whole_clips(self, draws: torch.Generator) -> Windows:
         """A random batch of clips from their beginning, some of them without sound or caption."""
-        chosen = torch.randint(len(self.store), (self.config.whole_batch,), generator=draws).tolist()
-        clips = self.store.clips(chosen)
+        clips = [self.draw_clip(draws, start=True) for _ in range(self.config.whole_batch)]
         frames = min(self.config.whole_frames, clips[0]["latents"].shape[1]) // self.chunk * self.chunk
         return self.cut(clips, [torch.arange(frames)] * len(clips), draws)
 
@@ -195,13 +205,24 @@ class TeacherLoss:
         """Rows of a clip as the network takes them, ``[T, audio_width]``: what is heard, then what is driven."""
         return driven_rows(clip, self.preset.model.drive_width)
 
-    def frames(self, clip: dict[str, Tensor], draws: torch.Generator) -> Tensor:
+    def draw_clip(self, draws: torch.Generator, start: bool) -> dict[str, Tensor]:
+        """A random clip, to be seen from its start or later."""
+        if start and float(torch.rand((), generator=draws)) < self.config.change_share:
+            if self._looked_at < len(self.store):
+                fresh = range(self._looked_at, len(self.store))
+                self._changing += [index for index in fresh if mood_change(self.store.clip(index)) > CHANGES]
+                self._looked_at = len(self.store)
+            if self._changing:
+                return self.store.clip(self._changing[int(torch.randint(len(self._changing), (), generator=draws))])
+        return self.store.clip(int(torch.randint(len(self.store), (), generator=draws)))
+
+    def frames(self, clip: dict[str, Tensor], draws: torch.Generator, start: bool) -> Tensor:
         """Latent frames of a sample: sink chunks and the chunks before and with the last one."""
         total = clip["latents"].shape[1] // self.chunk
         kinds = self.config.sinks
         sinks = kinds[int(torch.randint(len(kinds), (), generator=draws))] // self.chunk
         last = self.chunks - 1
-        if total > self.chunks and float(torch.rand((), generator=draws)) >= self.config.start_share:
+        if total > self.chunks and not start:
             later = torch.arange(self.chunks, total)
             if float(torch.rand((), generator=draws)) < self.config.blink_share:
                 shut = lids_of_frames(clip)[: total * self.chunk].unflatten(0, (-1, self.chunk)).amax(1) > 0.5
@@ -292,6 +313,13 @@ class TeacherLoss:
             total += gain * torch.exp(-0.5 * (across.square() + down.square())) * (shut if spot else 1)
         total /= total.mean(dim=(1, 2), keepdim=True)
         return total * (frames > 0).view(-1, 1, 1)
+
+
+def mood_change(clip: dict[str, Tensor]) -> float:
+    """How much the mood of a clip differs from that of its portrait, 0 = not at all."""
+    fields = [POSE_FIELDS.index(name) for name in ("smile", "brow_angle", "eye_wide")]
+    track = clip["poses"][:, fields].float()
+    return float((track[1:] - track[0]).mean(0).abs().max())
 
 
 def lids_of_frames(clip: dict[str, Tensor]) -> Tensor:

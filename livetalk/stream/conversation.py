@@ -145,8 +145,9 @@ class Conversation:
 
     def change_persona(self, persona: Persona) -> None:
         """Another voice or character, from the next reply on."""
-        self._persona = persona
-        self._give("start", persona)
+        with self._changed:
+            self._persona = persona
+            self._give("start", persona)
 
     def interrupt(self) -> bool:
         """Break the reply off; history keeps what was heard. Returns whether there was anything to hear."""
