@@ -178,6 +178,24 @@ def inference_client(url: str | None = None, timeout_s: float = 120.0) -> Any:
     return huggingface_hub.InferenceClient(base_url=url, timeout=timeout_s)
 
 
+def async_inference_client(token: str | None, provider: str | None, url: str | None, timeout_s: float) -> Any:
+    """Like ``inference_client`` for asyncio; requests can be cancelled. Closing it is up to the caller.
+
+    Args:
+        token: who pays; None = the token of this machine.
+        provider: of the models; None or "auto" = the Hub decides.
+        url: of a server instead of the Hub.
+        timeout_s: longest wait for each piece of an answer.
+    """
+    chosen: Any = provider
+    return huggingface_hub.AsyncInferenceClient(provider=chosen, token=token, base_url=url, timeout=timeout_s)
+
+
+def machine_token() -> str | None:
+    """This machine's token for the Hub: ``HF_TOKEN``, else the stored login, else None."""
+    return huggingface_hub.get_token()
+
+
 def fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the device computes it natively, else float32."""
     if device.type == "cuda":

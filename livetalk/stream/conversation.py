@@ -161,8 +161,7 @@ class Conversation:
         reply.is_dropped = True
         self._broken, self._broken_from = reply, shown
         self._avatar_line(reply, reply.heard_before(shown), final=True, cut=True)
-        if not reply.is_finished:
-            self.talker.cancel(reply.heard_s(shown))
+        self.talker.cancel(reply.heard_s(shown))  # also when all was given: a server wants to know what was heard
         return True
 
     def said(self, reply: Reply, piece: SpeechPiece, stop_picture: int) -> None:

@@ -1,7 +1,7 @@
 """A talker's network work on a thread of its own, handed to the conversation as a blocking iterator.
 
-``Background`` runs an asyncio loop; ``Background.answer`` runs one turn there and returns its ``Answer``, which is
-iterated by the conversation's thread and cancelled from any thread. After a cancel the iterator ends at once, however
+``Background`` runs an asyncio loop; ``Background.begin`` runs one turn there, whose ``Answer`` is iterated by the
+conversation's thread and cancelled from any thread. After a cancel the iterator ends at once, however
 long the network takes to notice. This module knows nothing of servers or speech.
 """
 
@@ -90,11 +90,9 @@ class Background:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self.loop.call_soon_threadsafe(call)
 
-    def answer(self, work: Callable[[Answer], Coroutine[Any, Any, None]]) -> Answer:
-        """Start a turn; ``work`` puts its events into the answer it is given."""
-        answer = Answer()
+    def begin(self, answer: Answer, work: Coroutine[Any, Any, None]) -> None:
+        """Start a turn: a coroutine that puts its events into ``answer``."""
         answer.stops(self.spawn(_finishing(work, answer)))
-        return answer
 
     def close(self) -> None:
         """Cancel everything and stop the thread; safe to call twice and from any thread but the loop's own."""
@@ -115,10 +113,10 @@ class Background:
             self.loop.close()
 
 
-async def _finishing(work: Callable[[Answer], Coroutine[Any, Any, None]], answer: Answer) -> None:
+async def _finishing(work: Coroutine[Any, Any, None], answer: Answer) -> None:
     """Run a turn and always end its answer."""
     try:
-        await work(answer)
+        await work
     except asyncio.CancelledError:
         answer.end()
         raise

@@ -92,6 +92,11 @@ def _has_sound(letter: str) -> bool:
     return unicodedata.category(letter) not in ("So", "Sk", "Cc", "Cf", "Cn", "Co", "Cs", "Me") and letter != "\ufe0f"
 
 
+def _is_wide(letter: str) -> bool:
+    """Whether a character is of a script that needs no spaces."""
+    return unicodedata.east_asian_width(letter) in ("W", "F")
+
+
 class ClauseSplitter:
     """Streamed text to clauses: the first one early and short, then whole sentences of bounded length.
 
@@ -150,7 +155,7 @@ class ClauseSplitter:
             return
         if letter.isspace() or (self._pending and wide_end):
             self._cut_where_possible()
-        elif len(self._pending) >= self._limit and not any(mark in self._pending[-60:] for mark in "/@"):
+        elif len(self._pending) >= self._limit and _is_wide(letter):  # scripts without spaces
             self._cut_overlong()
         self._pending += letter
         for opening, closing in _HIDDEN.items():
@@ -213,8 +218,7 @@ class ClauseSplitter:
                     return at
         if spaces:  # its first word alone is too long
             return spaces[0]
-        unspaced = any(unicodedata.east_asian_width(letter) in "WF" for letter in self._pending)
-        return self._limit if unspaced else 0
+        return self._limit if any(map(_is_wide, self._pending)) else 0
 
     def _said(self, length: int) -> str:
         return speakable(self._pending[:length], self._line_start)

@@ -35,15 +35,16 @@ class PieceCutter:
         self._letters_said, self._letters = 0, max(1, len(text))
         self._expected = (expected_s or len(text) / LETTERS_PER_SECOND) * sample_rate
         self._held = np.zeros(0, np.float32)
+        self._tail = int(_TAIL_S * sample_rate) if self._words else 0
         self._sent = 0
 
     def push(self, samples: np.ndarray) -> list[SpeechPiece]:
         """Pieces that ``samples`` (float32 ``[n]``) made available.
 
-        The last moment of the sound stays inside, so that there is a piece to put the last words on.
+        With words, the last moment of the sound stays inside, so that there is a piece to put the last words on.
         """
         self._held = np.concatenate([self._held, samples.astype(np.float32, copy=False)])
-        return self._cut(len(self._held) - int(_TAIL_S * self.sample_rate))
+        return self._cut(len(self._held) - self._tail)
 
     def finish(self) -> list[SpeechPiece]:
         """The rest of the sound, with the rest of the words."""
@@ -75,12 +76,6 @@ class PieceCutter:
             self._letters_said += len(word)
             said += word
         return said
-
-
-def cut_clause(samples: np.ndarray, sample_rate: int, text: str) -> list[SpeechPiece]:
-    """Pieces of a clause whose whole sound (float32 ``[n]``) is there."""
-    cutter = PieceCutter(sample_rate, text, len(samples) / sample_rate)
-    return cutter.push(samples) + cutter.finish()
 
 
 class PcmReader:

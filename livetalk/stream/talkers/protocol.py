@@ -143,7 +143,7 @@ class Talker(Protocol):
         """
 
     def cancel(self, heard_s: float | None = None) -> None:
-        """End the running turn within ``CANCEL_S``; without one, do nothing. Any thread.
+        """End the running turn within ``CANCEL_S``. Any thread; never waits. May come after the turn has given all.
 
         Args:
             heard_s: seconds of the reply's speech that were played; None = the turn was only a guess.
