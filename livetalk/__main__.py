@@ -1,4 +1,4 @@
-"""The command line: ``python -m livetalk {render,doctor,bench,evaluate,distill,curate}``.
+"""The command line: ``python -m livetalk {render,chat,doctor,bench,evaluate,distill,curate}``.
 
 Bad input ends with one sentence and exit code 2, never with a traceback.
 """
@@ -6,6 +6,7 @@ Bad input ends with one sentence and exit code 2, never with a traceback.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
@@ -41,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--verbose", action="store_true", help="say more on the way")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     _add_render(commands)
+    _add_chat(commands)
     _add_doctor(commands)
     _add_bench(commands)
     _add_evaluate(commands)
@@ -60,6 +62,25 @@ def _add_render(commands: Any) -> None:
     render.set_defaults(run=_render)
 
 
+def _add_chat(commands: Any) -> None:
+    chat = commands.add_parser("chat", help="questions in, a video with the answers out; the last line is JSON")
+    chat.add_argument("--portrait", required=True, type=Path, help="picture of a face, any usual format")
+    chat.add_argument(
+        "--speech", dest="turns", nargs="+", action="extend", type=Path, help="sound files, a question each, up to 30 s"
+    )
+    chat.add_argument("--text", dest="turns", nargs="+", action="extend", type=str, help="questions in writing")
+    chat.add_argument("--out", required=True, type=Path, help="mp4 to write")
+    chat.add_argument(
+        "--talker", default=None, help="who answers: offline, ... (default: the best this machine can run)"
+    )
+    chat.add_argument("--voice", default="", help="one of the talker's voices (default: its best)")
+    chat.add_argument("--instructions", default="", help="who the avatar is, for talkers that can be told")
+    chat.add_argument("--prompt", default=None, help="how the person moves and feels")
+    chat.add_argument("--seed", type=int, default=0, help="same seed, same motion")
+    _add_model_options(chat)
+    chat.set_defaults(run=_chat)
+
+
 def _add_doctor(commands: Any) -> None:
     doctor = commands.add_parser("doctor", help="what this machine can run, and why")
     doctor.set_defaults(run=_doctor)
@@ -70,7 +91,11 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument("--seconds", type=float, default=30.0, help="seconds of video to generate")
     part = bench.add_mutually_exclusive_group()
     part.add_argument("--network", action="store_true", help="the network alone against its own matrix products")
-    part.add_argument("--browser", action="store_true", help="the page in a headless browser: stalls, stop time")
+    part.add_argument("--conversation", action="store_true", help="end of a question to the answer, interruptions")
+    bench.add_argument(
+        "--browser", action="store_true", help="the page in a headless browser, alone or with --conversation"
+    )
+    bench.add_argument("--turns", type=int, default=10, help="questions of --conversation")
     bench.add_argument("--rounds", type=int, default=20, help="interleaved rounds of --network")
     _add_model_options(bench)
     bench.set_defaults(run=_bench)
@@ -104,6 +129,14 @@ def _add_evaluate(commands: Any) -> None:
     vae.add_argument("--clips", type=int, default=24, help="clips")
     vae.add_argument("--seconds", type=float, default=5.0, help="length of each")
     vae.set_defaults(run=_evaluate_vae)
+    ablation = kinds.add_parser("ablation", help="the paper's ablation in miniature, on a finished run of distill")
+    ablation.add_argument("--run", dest="folder", type=Path, required=True, help="folder of the run: clips, teacher")
+    ablation.add_argument("--out", type=Path, required=True, help="receives every stage, table, plot and pictures")
+    ablation.add_argument("--seeds", type=int, default=1, help="trainings of every recipe")
+    ablation.add_argument("--scale", type=float, default=1.0, help="multiplies all numbers of steps")
+    ablation.add_argument("--clips", type=int, default=32, help="new people who are judged, 5 s each")
+    ablation.add_argument("--final-uncurated", action="store_true", help="also the paper's last row")
+    ablation.set_defaults(run=_evaluate_ablation)
     make = kinds.add_parser("make-set", help="draw the held-out set that is shipped with the weights")
     make.add_argument("--out", type=Path, default=None, help="folder (held-out/ beside the weights)")
     make.set_defaults(run=_make_set)
@@ -169,6 +202,30 @@ def _render(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _chat(arguments: argparse.Namespace) -> int:
+    from livetalk import load
+    from livetalk.stream import chat
+    from livetalk.stream.talkers.protocol import Persona
+    from livetalk.stream.talkers.registry import talker_chain
+
+    turns = [chat.question(turn) for turn in arguments.turns or ()]
+    if not turns:
+        raise LiveTalkError("Nobody asks anything. Give --speech with sound files, or --text with written questions.")
+    avatar = load(arguments.preset, device=arguments.device)
+    avatar.identity(arguments.portrait)  # a portrait that cannot be used is told before anybody talks
+    persona = Persona(arguments.instructions, arguments.voice)
+    with contextlib.closing(chat.Chat(talker_chain(arguments.talker), persona)) as conversation:
+        answers = []
+        for turn in turns:
+            answers.append(conversation.ask(turn))
+            print(f"You: {answers[-1].heard}\nLiveTalk: {answers[-1].text}", flush=True)
+        facts = {"talker": conversation.talker.title, "notice": conversation.notice}
+    sound = chat.with_pauses(answers)
+    path = avatar.render(arguments.portrait, sound, out=arguments.out, prompt=arguments.prompt, seed=arguments.seed)
+    print(json.dumps({"out": str(path), "turns": len(turns), "seconds": round(len(sound[0]) / sound[1], 3), **facts}))
+    return 0
+
+
 def _doctor(_: argparse.Namespace) -> int:
     from livetalk.eval import doctor
 
@@ -181,6 +238,12 @@ def _bench(arguments: argparse.Namespace) -> int:
         from livetalk.eval import network
 
         figures = network.run(rounds=arguments.rounds)
+    elif arguments.conversation:
+        from livetalk.eval import conversation
+
+        figures = conversation.run(
+            preset=arguments.preset, device=arguments.device, turns=arguments.turns, in_browser=arguments.browser
+        )
     elif arguments.browser:
         from livetalk.eval import browser
 
@@ -230,6 +293,15 @@ def _evaluate_vae(arguments: argparse.Namespace) -> int:
     from livetalk.eval import sets
 
     _print_figures(sets.run_vae(arguments.preset, arguments.device, arguments.seed, arguments.clips, arguments.seconds))
+    return 0
+
+
+def _evaluate_ablation(arguments: argparse.Namespace) -> int:
+    from livetalk.eval import ablation, ablation_plan
+
+    logging.getLogger().setLevel(logging.INFO)
+    given = {name: getattr(arguments, name) for name in ("seeds", "scale", "clips", "final_uncurated")}
+    _print_figures(ablation.run(arguments.folder, arguments.out, ablation_plan.AblationPlan(**given)))
     return 0
 
 

@@ -18,8 +18,8 @@ import subprocess
 import tempfile
 import threading
 import wave
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,11 @@ _FLITE_WPM = 170.0
 _FLITE_PITCH_HZ = {"slt": 172.0, "rms": 97.0, "awb": 132.0, "kal16": 105.0}
 
 _SYNCHRONOUS, _PHONEME_EVENTS, _IPA = 2, 0x0001, 0x0002
-_EVENT_END_OF_LIST, _EVENT_PHONEME = 0, 7
+_EVENT_END_OF_LIST, _EVENT_WORD, _EVENT_PHONEME = 0, 1, 7
 _PARAMETER_RATE, _PARAMETER_PITCH = 1, 3
 _CHARS_UTF8 = 1
 _POS_CHARACTER = 1
+_STOP_POLL_S = 0.02
 _ESPEAK_HELP = "Install it with 'apt install espeak-ng' or 'pip install espeakng-loader'."
 
 
@@ -53,11 +54,14 @@ class Utterance:
         sample_rate: samples per second.
         phonemes: (start_s, end_s, symbol) in order, without overlap; IPA from espeak, flite's phones
             (cmu us, "pau" = silence) from flite; "" is espeak's pause.
+        word_starts: (start_s, position of the word's first character in the text) as espeak counts words; empty from
+            flite, which does not tell.
     """
 
     samples: np.ndarray
     sample_rate: int
     phonemes: list[tuple[float, float, str]]
+    word_starts: list[tuple[float, int]] = field(default_factory=list)
 
     @property
     def duration_s(self) -> float:
@@ -65,7 +69,13 @@ class Utterance:
         return len(self.samples) / self.sample_rate
 
 
-def speak(text: str, voice: str = "flite:slt", rate_wpm: float = 165.0, pitch: float = 1.0) -> Utterance:
+def speak(
+    text: str,
+    voice: str = "flite:slt",
+    rate_wpm: float = 165.0,
+    pitch: float = 1.0,
+    stop: Callable[[], bool] = lambda: False,
+) -> Utterance:
     """Speaks a text.
 
     Args:
@@ -73,9 +83,10 @@ def speak(text: str, voice: str = "flite:slt", rate_wpm: float = 165.0, pitch: f
         voice: "flite:slt|rms|awb|kal16" or "espeak:<language>[+variant]", such as "espeak:en-us+m3".
         rate_wpm: words a minute, 80..400.
         pitch: factor on the voice's own pitch, 0.5..2 (flite's rms has one pitch only and ignores it).
+        stop: asked every few milliseconds; once it says True the engine is ended.
 
     Returns:
-        The utterance at 16 kHz.
+        The utterance at 16 kHz; if it was stopped, what was spoken until then (nothing from flite).
 
     Raises:
         LiveTalkError: unknown voice, engine not installed, unusable text, rate or pitch.
@@ -90,9 +101,9 @@ def speak(text: str, voice: str = "flite:slt", rate_wpm: float = 165.0, pitch: f
         raise LiveTalkError(f"rate_wpm {rate_wpm} or pitch {pitch} is outside 80..400 and 0.5..2.")
     text = text.replace("\0", " ")
     if engine == "espeak":
-        return _espeak().speak(text, name, rate_wpm, pitch)
+        return _espeak().speak(text, name, rate_wpm, pitch, stop)
     if engine == "flite":
-        return _flite_speak(text, name, rate_wpm, pitch)
+        return _flite_speak(text, name, rate_wpm, pitch, stop)
     raise LiveTalkError(f"Unknown voice {voice!r}: expected 'flite:slt' or 'espeak:en-us+m3'.")
 
 
@@ -173,6 +184,8 @@ class _Espeak:
         self.variants = self._list_variants()
         self._pcm: list[np.ndarray] = []
         self._marks: list[tuple[int, str]] = []
+        self._words: list[tuple[int, int]] = []
+        self._stop: Callable[[], bool] = lambda: False
         self._callback = _Callback(self._collect)  # kept alive: the library keeps only its address
         self._library.espeak_SetSynthCallback(self._callback)
 
@@ -212,8 +225,10 @@ class _Espeak:
             # "(en)" marks a change of pronunciation rules, not a sound.
             if event.type == _EVENT_PHONEME and not symbol.startswith("("):
                 self._marks.append((event.sample, symbol))
+            if event.type == _EVENT_WORD:
+                self._words.append((event.sample, event.text_position - 1))
             index += 1
-        return 0
+        return int(self._stop())
 
     def _select(self, name: str, rate_wpm: float, pitch: float) -> None:
         language, plus, variant = name.partition("+")
@@ -230,14 +245,14 @@ class _Espeak:
         scale = 50 + 66 * float(np.log2(pitch))
         self._library.espeak_SetParameter(_PARAMETER_PITCH, int(np.clip(scale, 0, 99)), 0)
 
-    def speak(self, text: str, name: str, rate_wpm: float, pitch: float) -> Utterance:
+    def speak(self, text: str, name: str, rate_wpm: float, pitch: float, stop: Callable[[], bool]) -> Utterance:
         data = text.encode("utf-8", "replace")
         with self._lock:
             self._select(name, rate_wpm, pitch)
-            self._pcm, self._marks = [], []
+            self._pcm, self._marks, self._words, self._stop = [], [], [], stop
             status = self._library.espeak_Synth(data, len(data) + 1, 0, _POS_CHARACTER, 0, _CHARS_UTF8, None, None)
-            pcm, marks = self._pcm, self._marks
-        if status != 0:
+            pcm, marks, words = self._pcm, self._marks, self._words
+        if status != 0 and not stop():
             raise LiveTalkError(f"espeak-ng could not speak the text (code {status}).")
         samples = np.concatenate(pcm) if pcm else np.zeros(0, np.int16)
         ends = [mark[0] for mark in marks[1:]] + [len(samples)]
@@ -246,7 +261,8 @@ class _Espeak:
             for (start, symbol), end in zip(marks, ends, strict=False)  # no mark at all still has an end
             if end > start
         ]
-        return Utterance(_to_speech_rate(samples, self._rate_hz), SPEECH_RATE_HZ, phonemes)
+        starts = [(sample / self._rate_hz, position) for sample, position in words]
+        return Utterance(_to_speech_rate(samples, self._rate_hz), SPEECH_RATE_HZ, phonemes, starts)
 
 
 @functools.lru_cache(maxsize=1)
@@ -271,18 +287,32 @@ def _espeak() -> _Espeak:
 def _flite_voices() -> tuple[str, ...]:
     if shutil.which("flite") is None:
         return ()
-    listed = _run_flite(["-lv"]).split()
+    listed = (_run_flite(["-lv"]) or "").split()
     return tuple(name for name in FLITE_VOICES if name in listed)
 
 
-def _run_flite(arguments: Sequence[str]) -> str:
-    done = subprocess.run(["flite", *arguments], capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode != 0:
-        raise LiveTalkError(f"flite failed (code {done.returncode}): {done.stderr.strip()[:200]}")
-    return done.stdout
+def _run_flite(arguments: Sequence[str], stop: Callable[[], bool] = lambda: False) -> str | None:
+    """What flite prints; None if it was stopped (its process is then killed)."""
+    command = ["flite", *arguments]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, errors="replace") as flite:
+        while True:
+            try:
+                printed, complaint = flite.communicate(timeout=_STOP_POLL_S)
+                break
+            except subprocess.TimeoutExpired:
+                if stop():
+                    flite.kill()
+                    return None
+            except BaseException:
+                flite.kill()
+                raise
+    if flite.returncode != 0:
+        raise LiveTalkError(f"flite failed (code {flite.returncode}): {complaint.strip()[:200]}")
+    return printed
 
 
-def _flite_speak(text: str, name: str, rate_wpm: float, pitch: float) -> Utterance:
+def _flite_speak(text: str, name: str, rate_wpm: float, pitch: float, stop: Callable[[], bool]) -> Utterance:
     known = _flite_voices()
     if not known:
         raise LiveTalkError("flite is not installed. Install it with 'apt install flite'.")
@@ -294,7 +324,9 @@ def _flite_speak(text: str, name: str, rate_wpm: float, pitch: float) -> Utteran
     with tempfile.TemporaryDirectory(prefix="livetalk-") as folder:
         sound = Path(folder, "sound.wav")
         # The leading space keeps a text such as "-5 degrees" from being read as an option.
-        printed = _run_flite([*options, "-t", f" {text}", "-o", str(sound)])
+        printed = _run_flite([*options, "-t", f" {text}", "-o", str(sound)], stop)
+        if printed is None:
+            return Utterance(np.zeros(0, np.float32), SPEECH_RATE_HZ, [])
         if not sound.exists():
             raise LiveTalkError("flite wrote no sound: it found nothing to say in the text.")
         data = sound.read_bytes()

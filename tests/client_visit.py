@@ -1,6 +1,6 @@
 """A visit to a running server from another process, with gradio_client; prints what happened as one JSON line.
 
-Usage: python tests/client_visit.py URL PORTRAIT SPEECH
+Usage: python tests/client_visit.py URL PORTRAIT SPEECH QUESTION
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ PACKET = RATE // 5
 MOST_PACKETS = 200
 
 
-def visit(url: str, portrait: str, speech: str) -> dict:
+def visit(url: str, portrait: str, speech: str, question: str) -> dict:
     client = Client(url, verbose=False)
     seen = {"endpoints": client.view_api(print_info=False, return_format="dict")["named_endpoints"]}
-    seen["errors"] = errors(client, portrait) | {"stolen file": stolen(url)}
+    seen["errors"] = errors(client, portrait, question) | {"stolen file": stolen(url)}
+    seen["chat"] = chat(client, portrait, question)
+    seen["conversation"] = conversation(client, portrait)
     seen |= live(client, portrait, load_speech(speech, RATE))
     seen["render"] = client.predict(
         handle_file(portrait), handle_file(speech), "a calm voice 🙂", 3, api_name="/render"
@@ -67,14 +69,42 @@ def live(client: Client, portrait: str, samples) -> dict:
     return {"pieces": pieces, "pushed": pushed}
 
 
-def errors(client: Client, portrait: str) -> dict[str, str]:
+def chat(client: Client, portrait: str, question: str) -> list[dict]:
+    """A typed and a spoken question of one conversation of files."""
+    face, sid = handle_file(portrait), uuid.uuid4().hex
+    return [
+        client.predict(face, None, "What is LiveTalk?", sid, talker="offline", api_name="/chat"),
+        client.predict(face, handle_file(question), sid=sid, talker="offline", api_name="/chat"),
+    ]
+
+
+def conversation(client: Client, portrait: str) -> list[dict]:
+    """A live conversation with a typed question, until it was answered."""
+    sid, pieces = uuid.uuid4().hex, []
+    job = client.submit(
+        sid, handle_file(portrait), mode="conversation", talker="offline", instructions="Be kind.", api_name="/session"
+    )
+    for piece in job:
+        pieces.append(piece)
+        if piece["index"] == 0:
+            client.predict(sid, "What is LiveTalk?", api_name="/say")
+        if any(line["role"] == "avatar" and line["is_final"] for line in piece["lines"]) or len(pieces) > 100:
+            client.predict(sid, api_name="/stop")
+    job.result()
+    return pieces
+
+
+def errors(client: Client, portrait: str, question: str) -> dict[str, str]:
     """What the server says to mistakes."""
     face, sid = handle_file(portrait), uuid.uuid4().hex
     calls = {
         "unknown sid": lambda: client.predict(uuid.uuid4().hex, "AAAA", RATE, api_name="/push_audio"),
         "stop unknown": lambda: client.predict(uuid.uuid4().hex, api_name="/stop"),
         "short sid": lambda: client.predict("me", face, "", 0, "mirror", api_name="/session"),
-        "conversation": lambda: client.predict(sid, face, "", 0, "conversation", api_name="/session"),
+        "talker": lambda: client.predict(sid, face, "", 0, "conversation", "nobody", api_name="/session"),
+        "say unknown": lambda: client.predict(uuid.uuid4().hex, "hello", api_name="/say"),
+        "no question": lambda: client.predict(face, api_name="/chat"),
+        "two questions": lambda: client.predict(face, handle_file(question), "hello", api_name="/chat"),
         "long prompt": lambda: client.predict(sid, face, "word " * 20_000, 0, "mirror", api_name="/session"),
         "seed": lambda: client.predict(sid, face, "", -1, "mirror", api_name="/session"),
         "no file": lambda: client.predict("/etc/passwd", "/etc/passwd", "", 0, api_name="/render"),
@@ -104,7 +134,7 @@ def stolen(url: str) -> str:
 
 if __name__ == "__main__":
     try:
-        seen = visit(*sys.argv[1:4])
+        seen = visit(*sys.argv[1:5])
     except BaseException:
         traceback.print_exc()
         os._exit(1)  # threads of the client may still wait for the server

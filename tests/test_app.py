@@ -12,8 +12,9 @@ import pytest
 from flash_avatar import FlashAvatar
 
 from livetalk.types import LiveTalkError, Pictures
-from livetalk.ui.api import PIECE_PICTURES, Outbox, pieces
-from livetalk.ui.live import LiveSessions, check_mode, check_sid, decoded_pcm16
+from livetalk.ui.api import PIECE_PICTURES, pieces
+from livetalk.ui.checks import check_mode, check_sid, decoded_pcm16
+from livetalk.ui.live import LiveSessions
 from livetalk.ui.page import build, launch_options, live_events, server_functions
 from livetalk.ui.plain import checked_prompt, checked_seed, chosen, plain, uploaded
 
@@ -51,18 +52,10 @@ def test_a_packet_may_overtake_the_call_that_opens_its_session(sessions):
         await asyncio.sleep(0.1)
         with sessions.opened(sid, "face.png", "", 0):
             await waiting
-            return sid in sessions._sessions
+            return len(sessions) == 1
 
     assert asyncio.run(early())
     asyncio.run(sessions.begun(uuid.uuid4().hex, 0.01))
-
-
-def test_who_waits_learns_the_place_in_line(sessions):
-    first, second, third = (uuid.uuid4().hex for _ in range(3))
-    assert sessions.place(first) == 0
-    with sessions.opened(first, "face.png", "", 0):
-        assert [sessions.place(sid) for sid in (second, third, second, first)] == [1, 2, 1, 0]
-    assert sessions.place(third) == 0
 
 
 @pytest.mark.parametrize(
@@ -74,9 +67,10 @@ def test_guessable_names_are_refused(sid):
 
 
 def test_modes():
-    check_mode("mirror")
-    for mode, words in (("conversation", "later"), ("opera", "Known modes")):
-        with pytest.raises(LiveTalkError, match=words):
+    for mode in ("mirror", "conversation"):
+        check_mode(mode)
+    for mode in ("opera", None, ["mirror"]):
+        with pytest.raises(LiveTalkError, match="Known modes"):
             check_mode(mode)
 
 
@@ -134,22 +128,19 @@ def test_errors_become_sentences(caplog):
 
 
 def test_pieces_are_whole_and_cut_at_generations():
-    class Source:
-        def pictures(self):
-            for first, count, generation in (
-                (0, 9, 0),
-                (9, 4, 0),
-                (13, 4, 0),
-                (15, 0, 1),
-                (15, 8, 1),
-                (23, 4, 1),
-                (27, 2, 1),
-            ):
-                yield Pictures(
-                    first, np.zeros((count, 2, 2, 3), np.uint8), np.zeros(count, np.float32), generation, False
-                )
-
-    got = [(piece.first_picture, len(piece.pictures), piece.generation) for piece in pieces(Source(), 60.0)]
+    stream = (
+        Pictures(first, np.zeros((count, 2, 2, 3), np.uint8), np.zeros(count, np.float32), generation, False)
+        for first, count, generation in (
+            (0, 9, 0),
+            (9, 4, 0),
+            (13, 4, 0),
+            (15, 0, 1),
+            (15, 8, 1),
+            (23, 4, 1),
+            (27, 2, 1),
+        )
+    )
+    got = [(piece.first_picture, len(piece.pictures), piece.generation) for piece in pieces(stream, 60.0)]
     assert got == [(0, 13, 0), (13, 4, 0), (15, 12, 1), (27, 2, 1)] and PIECE_PICTURES == 12
 
 
@@ -157,17 +148,17 @@ def test_the_stage_gets_fragments_then_the_end_or_a_sentence(sessions, tmp_path)
     sid = uuid.uuid4().hex
     event = gr.EventData(None, {"sid": sid, "codec": "h264"})
     face = tmp_path / "face.png"
-    values = live_events(sessions, {"ada": face})({"name": "ada"}, None, 0, event)
+    values = live_events(sessions, {"ada": face})({"name": "ada"}, None, 0, None, event)
     assert next(values)["sid"] == sid
     sessions.stop(sid)
     assert list(values)[-1] == {"sid": sid, "end": True}
-    (value,) = live_events(sessions, {})(None, None, 0, event)
+    (value,) = live_events(sessions, {})(None, None, 0, None, event)
     assert "No face is chosen" in value["error"] and len(sessions) == 0
 
 
 def test_a_closed_window_frees_its_place(sessions, tmp_path):
     event = gr.EventData(None, {"sid": uuid.uuid4().hex, "codec": "jpeg"})
-    values = live_events(sessions, {"ada": tmp_path / "face.png"})({"name": "ada"}, "", 0, event)
+    values = live_events(sessions, {"ada": tmp_path / "face.png"})({"name": "ada"}, "", 0, {"mood": "sad"}, event)
     next(values)
     assert len(sessions) == 1
     values.close()
@@ -175,25 +166,27 @@ def test_a_closed_window_frees_its_place(sessions, tmp_path):
 
 
 def test_what_the_stage_may_call_never_raises(sessions):
-    push, stop, cut, place = server_functions(sessions)
+    functions = {function.__name__: function for function in server_functions(sessions)}
+    assert set(functions) == {"push", "stop", "cut", "write", "keep", "beat", "change"}
     sid = uuid.uuid4().hex
-    for answer in (push([sid, 16_000, "AAAA"]), push("nonsense"), push(None), stop(sid), cut(None)):
-        assert "error" in asyncio.run(answer)
-    assert asyncio.run(place("x")) == 0
-
-
-def test_old_files_leave_the_outbox(monkeypatch):
-    outbox = Outbox()
-    old = outbox.path("a.mp4")
-    old.write_bytes(b"x")
-    monkeypatch.setattr("time.time", lambda: old.stat().st_mtime + 10_000)
-    fresh = outbox.path("b.mp4")
-    assert not old.exists() and fresh.parent.is_dir()
+    for name, value in (
+        ("push", [sid, 16_000, "AAAA"]),
+        ("push", "nonsense"),
+        ("push", None),
+        ("stop", sid),
+        ("cut", None),
+        ("write", [sid, "hello"]),
+        ("keep", [sid]),
+        ("beat", 7),
+    ):
+        assert "error" in asyncio.run(functions[name](value)), name
+    for wishes in ({"mood": "hungry"}, {"persona": "x" * 9_000}, {"voice": 7}, {"mood": "sad"}):
+        assert "error" in functions["change"]([sid, wishes])
 
 
 def test_only_the_api_is_public():
-    page = build(FlashAvatar())
+    page = build(FlashAvatar(), places=1)
     public = {fn.api_name for fn in page.fns.values() if fn.api_visibility == "public"}
-    assert public == {"render", "session", "push_audio", "stop"}
+    assert public == {"render", "session", "push_audio", "say", "stop", "chat"}
     options = launch_options()
     assert options["ssr_mode"] is False and options["run_history"] is False and "allowed_paths" not in options

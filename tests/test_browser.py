@@ -66,7 +66,7 @@ def browser(tmp_path_factory):
 def flash_url():
     from livetalk.ui.page import build, launch_options
 
-    page = build(FlashAvatar())
+    page = build(FlashAvatar(), places=4)
     _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **launch_options())
     yield url
     page.close()
@@ -85,7 +85,7 @@ def open_page(browser):
         page = context.new_page()
         page.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
         page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(url)
+        page.goto(f"{url}{'&' if '?' in url else '?'}mode=mirror")
         page.wait_for_selector(".lt-power", timeout=60_000)
         page.wait_for_function("window.livetalk && window.livetalk.codec")
         return page

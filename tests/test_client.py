@@ -1,4 +1,4 @@
-"""The API from another process: what /gradio_api/info says, a live session while speech is pushed, a rendered file."""
+"""The API from another process: what it says of itself, live sessions, conversations, rendered files."""
 
 from __future__ import annotations
 
@@ -11,16 +11,23 @@ from pathlib import Path
 import av
 import pytest
 
+from livetalk.media.sound import write_speech
+from livetalk.voice import default_voice, speak
+
 ROOT = Path(__file__).parents[1]
 PORTRAIT = sorted((ROOT / "examples" / "portraits").glob("*.png"))[0]
+SPOKEN, SPOKEN_TOPIC = "How long is a chunk?", "chunks"
 SPEECH = min((ROOT / "examples" / "speech").glob("*.ogg"), key=lambda path: path.stat().st_size)
 
 
 @pytest.fixture(scope="module")
-def seen(page_url):
-    visit = [sys.executable, "tests/client_visit.py", page_url, str(PORTRAIT), str(SPEECH)]
+def seen(page_url, tmp_path_factory):
+    question = tmp_path_factory.mktemp("question") / "question.wav"
+    spoken = speak(SPOKEN, default_voice())
+    write_speech(question, spoken.samples, spoken.sample_rate)
+    visit = [sys.executable, "tests/client_visit.py", page_url, str(PORTRAIT), str(SPEECH), str(question)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(visit, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(visit, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -37,22 +44,26 @@ def streams(path: str) -> tuple[int, float, float]:
 
 def test_the_endpoints_are_documented(seen):
     endpoints = seen["endpoints"]
-    assert set(endpoints) == {"/render", "/session", "/push_audio", "/stop"}
+    assert set(endpoints) == {"/render", "/session", "/push_audio", "/say", "/stop", "/chat"}
     named = {
         name: [parameter["parameter_name"] for parameter in endpoint["parameters"]]
         for name, endpoint in endpoints.items()
     }
     assert named == {
         "/render": ["portrait", "speech", "prompt", "seed"],
-        "/session": ["sid", "portrait", "prompt", "seed", "mode"],
+        "/session": ["sid", "portrait", "prompt", "seed", "mode", "talker", "voice", "instructions"],
         "/push_audio": ["sid", "pcm16_base64", "rate"],
+        "/say": ["sid", "text"],
         "/stop": ["sid"],
+        "/chat": ["portrait", "speech", "text", "sid", "prompt", "voice", "seed", "talker"],
     }
     kinds = [parameter["python_type"]["type"] for parameter in endpoints["/render"]["parameters"]]
     assert kinds == ["filepath", "filepath", "str", "int"]
     assert all(endpoint["description"] for endpoint in endpoints.values())
     piece = endpoints["/session"]["returns"][0]["python_type"]["type"]
-    assert all(key in piece for key in ("index", "start_s", "duration_s", "video", "state", "text"))
+    assert all(key in piece for key in ("index", "start_s", "duration_s", "video", "state", "text", "lines", "notice"))
+    answer = endpoints["/chat"]["returns"][0]["python_type"]["type"]
+    assert all(key in answer for key in ("video: filepath", "heard", "reply", "transcript", "talker", "notice"))
 
 
 def test_pieces_come_while_speech_is_still_pushed(seen):
@@ -69,6 +80,31 @@ def test_pieces_come_while_speech_is_still_pushed(seen):
     assert starts == sorted(starts)
 
 
+def replies(topic: str) -> set[str]:
+    """What the offline talker may answer first on a topic."""
+    topics = json.loads((ROOT / "livetalk" / "stream" / "talkers" / "topics.json").read_text())["topics"]
+    return {reply for known in topics if known["name"] == topic for reply in known["replies"]}
+
+
+def test_a_live_conversation_is_answered(seen):
+    pieces = seen["conversation"]
+    text = "".join(piece["text"] for piece in pieces)
+    assert text.startswith("You: What is LiveTalk?\nLiveTalk: ")
+    assert " ".join(text.split("LiveTalk: ")[1].split()) in replies("what is livetalk")
+    assert {"speaking", "listening"} <= {piece["state"] for piece in pieces}
+
+
+def test_a_chat_of_files_is_answered(seen):
+    typed, spoken = seen["chat"]
+    assert typed["heard"] == "What is LiveTalk?"
+    assert " ".join(typed["reply"].split()) in replies("what is livetalk")
+    assert " ".join(spoken["reply"].split()) in replies(SPOKEN_TOPIC), spoken["heard"]
+    assert spoken["transcript"].count("\n") == 4
+    for answer in (typed, spoken):
+        _, seconds, sound_s = streams(answer["video"])
+        assert abs(seconds - answer["seconds"]) <= 1 / 16 and abs(sound_s - seconds) <= 1 / 16
+
+
 def test_a_rendered_file_is_as_long_as_its_speech(seen):
     with av.open(str(SPEECH)) as clip:
         sound = clip.streams.audio[0]
@@ -83,7 +119,10 @@ def test_a_rendered_file_is_as_long_as_its_speech(seen):
         ("unknown sid", "No session has this sid"),
         ("stop unknown", "No session has this sid"),
         ("short sid", "hard to guess"),
-        ("conversation", "mirror"),
+        ("talker", "Known talkers"),
+        ("say unknown", "No session has this sid"),
+        ("no question", "nothing to answer"),
+        ("two questions", "one of them"),
         ("long prompt", "2,000"),
         ("seed", "whole number"),
         ("no file", "handle_file"),

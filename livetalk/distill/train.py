@@ -214,7 +214,11 @@ def _export(chosen: Recipe, folder: Path) -> Figures:
     results = [folder / stage / RESULT for stage in ("dmd", "ode", "teacher")]
     trained = next((path for path in results if path.is_file()), None) or _need(results[0], "dmd")
     model = CausalDiT(chosen.preset.model)
-    model.load_state_dict(load_file(trained))
+    weights = load_file(trained)
+    if chosen.teacher_blend and trained.parent.name != "teacher":
+        teacher_weights = load_file(folder / "teacher" / RESULT)
+        weights = {name: value.lerp(teacher_weights[name], chosen.teacher_blend) for name, value in weights.items()}
+    model.load_state_dict(weights)
     if chosen.given is not None:
         (folder / "model").mkdir(exist_ok=True)
         save_tensors(folder / "model" / RESULT, {name: value.bfloat16() for name, value in model.state_dict().items()})

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,13 +91,13 @@ def run(preset: str = "mini", rounds: int = ROUNDS, seconds: float = CLIP_S) -> 
         LiveTalkError: no Chromium, no playwright, no ``app.py`` (not a clone), or the server did not start.
     """
     speech = _speech(seconds)
-    with tempfile.TemporaryDirectory() as folder, _served(preset) as url:
+    with tempfile.TemporaryDirectory() as folder, served(preset) as url:
         clip = Path(folder) / "clip.wav"
         write_speech(clip, speech, PLAYBACK_RATE)
-        with _browser(clip) as browser:
+        with opened_browser(clip) as browser:
             page = browser.new_page(viewport={"width": 1280, "height": 860})
             page.set_default_timeout(PAGE_TIMEOUT_MS)
-            page.goto(url)
+            page.goto(url + "?mode=mirror")
             page.wait_for_function("window.livetalk && window.livetalk.codec")
             played = _play_whole(page, clip)
             stops, firsts = _start_and_stop(page, rounds)
@@ -160,6 +160,17 @@ def _mirror(page: Any) -> float:
     return round(delay_s, 2)
 
 
+def spread_ms(spans: Sequence[tuple[float, float | None]], unit_s: float = 1.0) -> dict[str, float | int | None]:
+    """Median and 95th percentile of spans of time, in milliseconds; spans without an end do not count.
+
+    Args:
+        spans: begin and end of each, in units of ``unit_s`` seconds.
+        unit_s: unit of the times.
+    """
+    known = [1000 * unit_s * (stop - start) for start, stop in spans if stop is not None]
+    return {**(_spread(known) if known else {"p50": None, "p95": None}), "n": len(known)}
+
+
 def _spread(values: list[float]) -> dict[str, float]:
     """Median and 95th percentile."""
     return {"p50": round(float(np.percentile(values, 50)), 1), "p95": round(float(np.percentile(values, 95)), 1)}
@@ -177,8 +188,12 @@ def _speech(seconds: float) -> np.ndarray:
 
 
 @contextmanager
-def _browser(microphone: Path) -> Iterator[Any]:
-    """Debian's Chromium with ``microphone`` as what its microphone hears."""
+def opened_browser(microphone: Path, loop: bool = True) -> Iterator[Any]:
+    """Debian's Chromium with ``microphone`` as what its microphone hears, again and again or once.
+
+    Raises:
+        LiveTalkError: no playwright, or no Chromium.
+    """
     try:
         from playwright.sync_api import sync_playwright
     except ImportError as error:
@@ -187,7 +202,7 @@ def _browser(microphone: Path) -> Iterator[Any]:
         ) from error
     if not CHROMIUM.exists():
         raise LiveTalkError("The browser benchmark needs the Debian package chromium. Install it: apt install chromium")
-    flags = [*FLAGS, f"--use-file-for-fake-audio-capture={microphone}"]
+    flags = [*FLAGS, f"--use-file-for-fake-audio-capture={microphone}{'' if loop else '%noloop'}"]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=flags, headless=False)
         try:
@@ -197,8 +212,12 @@ def _browser(microphone: Path) -> Iterator[Any]:
 
 
 @contextmanager
-def _served(preset: str) -> Iterator[str]:
-    """``app.py`` in its own process; gives its address."""
+def served(preset: str, **settings: str) -> Iterator[str]:
+    """``app.py`` in its own process, with ``settings`` in its environment; gives its address.
+
+    Raises:
+        LiveTalkError: it did not start.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -207,6 +226,7 @@ def _served(preset: str) -> Iterator[str]:
         "LIVETALK_PRESET": preset,
         "GRADIO_SERVER_NAME": "127.0.0.1",
         "GRADIO_SERVER_PORT": str(port),
+        **settings,
     }
     server = subprocess.Popen([sys.executable, "app.py"], cwd=_ROOT, env=environment, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}/"

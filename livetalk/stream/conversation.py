@@ -181,6 +181,8 @@ class Conversation:
         self._closed = True
         self._jobs.clear()
         self.talker.cancel()
+        if not self.is_ready:
+            self.talker.close()  # loading a model can take minutes; nobody waits for it any more
         self._signal()
 
     def join(self) -> None:

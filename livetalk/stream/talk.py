@@ -21,7 +21,7 @@ from livetalk.stream.conversation import Conversation
 from livetalk.stream.pace import Clock
 from livetalk.stream.performer import SAFETY_PICTURES
 from livetalk.stream.reply import Reply
-from livetalk.stream.session import CLIP_AHEAD_S, SILENT_MICROPHONE_S, Session
+from livetalk.stream.session import CLIP_AHEAD_S, Session
 from livetalk.stream.talkers.protocol import Persona, Talker
 from livetalk.stream.track import checked_samples
 from livetalk.stream.turns import TurnTaker
@@ -35,6 +35,9 @@ LAST_CHANCE_S = 0.1
 
 SETTLING_S = 1.0
 """At the very first words the microphone is not listened to for so long, or the avatar would interrupt itself."""
+
+GONE_MICROPHONE_S = 2.0
+"""A microphone that sends nothing for so long is off, and its turn is over; slow networks stall for less."""
 
 ECHO_TAIL_S = 0.2
 """The avatar counts as speaking so long after its last word: rooms answer late."""
@@ -269,7 +272,7 @@ class TalkSession(Session):
 
     def _close_silent_microphone(self) -> None:
         at_s = self._microphone_at_s
-        if at_s is not None and self._clock() - at_s > SILENT_MICROPHONE_S:
+        if at_s is not None and self._clock() - at_s > GONE_MICROPHONE_S:
             self._microphone_at_s = None
             self.conversation.close_microphone()
 

@@ -1,19 +1,19 @@
 """Sessions that are on: found by the secret name (sid) that their visitor made, bounded in number and in length.
 
-A sid is a capability: whoever knows it may speak into the session and stop it, so it must be hard to guess. This
-module knows neither Gradio nor the page.
+A sid is a capability: whoever knows it may speak into the session and stop it, so it must be hard to guess. Nothing of
+a visitor outlives the session, except a recording that was asked for, for a few minutes. This module knows neither
+Gradio nor the page.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import re
+import contextlib
+import dataclasses
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,23 @@ import numpy as np
 
 from livetalk.stream.avatar import Avatar
 from livetalk.stream.session import Session
-from livetalk.types import LiveTalkError
+from livetalk.stream.talkers.protocol import Talker
+from livetalk.stream.talkers.registry import Visitor, talker_chain
+from livetalk.types import LiveTalkError, Pictures
+from livetalk.ui.capacity import Carried, configured_places, measured_factor
+from livetalk.ui.checks import check_mode, check_sid, decoded_pcm16
+from livetalk.ui.line import Line
+from livetalk.ui.shelf import Shelf
+from livetalk.ui.visit import Kept, Talk, Visit
 
 SPEECH_LIMIT_S = 300.0
-PACKET_LIMIT_S = 10.0
-RATES_HZ = 8_000, 96_000
-MODES = "mirror", "conversation"
-_SID = re.compile(r"[A-Za-z0-9_-]{16,128}")
-_FORGOTTEN_AFTER_S = 5.0
+GONE_AFTER_S = 10.0
+"""A page that said it was there and then nothing for so long loses its place to those who wait."""
+KEPT_RECORDINGS = 32
+KEPT_S = 600.0
 _REMEMBERED = 256
+
+TalkerChain = Callable[[str | None, Visitor], Sequence[Talker]]
 
 
 class LiveSessions:
@@ -38,42 +46,102 @@ class LiveSessions:
 
     Args:
         avatar: the loaded models.
-        places: how many sessions may be on at once (used to tell a visitor the place in line).
+        places: how many sessions may be on at once; None = what ``LIVETALK_PLACES`` says, else as many as the measured
+            real-time factor carries.
         limit_s: longest session, in seconds.
+        talkers: makes the talkers of a conversation.
+
+    Raises:
+        LiveTalkError: ``LIVETALK_PLACES`` is no whole number above 0.
     """
 
-    def __init__(self, avatar: Avatar, places: int, limit_s: float) -> None:
-        self.avatar, self.places, self.limit_s = avatar, places, limit_s
-        self._sessions: dict[str, Session] = {}
-        self._waiting: dict[str, float] = {}
+    def __init__(
+        self, avatar: Avatar, places: int | None = None, limit_s: float = 3600.0, talkers: TalkerChain = talker_chain
+    ) -> None:
+        self.avatar, self.limit_s, self.talkers = avatar, limit_s, talkers
+        self._fixed = places or configured_places()
+        self._carried = Carried(0.0 if self._fixed else measured_factor(avatar))
+        self._line = Line(lambda: self.places)
+        self._visits: dict[str, Visit] = {}
+        self._kept: Shelf[Kept] = Shelf(KEPT_RECORDINGS, KEPT_S, lambda kept: kept.recorder.discard())
         self._ended: deque[str] = deque(maxlen=_REMEMBERED)
         self._lock = threading.Lock()
 
+    @property
+    def places(self) -> int:
+        """How many sessions may be on now; changes with what running sessions measure."""
+        if self._fixed:
+            return self._fixed
+        return self._carried.places([visit.session.real_time_factor for visit in list(self._visits.values())])
+
+    def waits(self, sid: str) -> Iterator[int]:
+        """Place in line of that visitor (1 = next), twice a second, until it is their turn; see ``Line.waits``.
+
+        Raises:
+            LiveTalkError: sid easy to guess or used before, or the line is too long.
+        """
+        self._check_fresh(sid)
+        return self._line.waits(sid)
+
     @contextmanager
     def opened(
-        self, sid: str, portrait: Path, prompt: str, seed: int, mode: str = "mirror", backlog_s: float = 2.0
+        self,
+        sid: str,
+        portrait: Path,
+        prompt: str,
+        seed: int,
+        mode: str = "mirror",
+        backlog_s: float = 2.0,
+        talk: Talk | None = None,
     ) -> Iterator[Session]:
         """A new session under ``sid``; ended and forgotten when the block is left, however it is left.
 
+        Take its pictures with :meth:`pictures`.
+
+        Args:
+            sid: secret name, see ``check_sid``.
+            portrait: picture of a face.
+            prompt: how the person moves and feels.
+            seed: of everything random.
+            mode: "mirror" or "conversation".
+            backlog_s: sound that may wait in a mirror.
+            talk: how the conversation should be.
+
         Raises:
-            LiveTalkError: sid easy to guess or in use, mode unknown, or the portrait cannot be used.
+            LiveTalkError: sid easy to guess or used before, not their turn, mode unknown, no talker, or an unusable
+                portrait.
         """
-        check_sid(sid)
+        self._check_fresh(sid)
         check_mode(mode)
-        with self._lock:
-            if sid in self._sessions:
-                raise LiveTalkError("This sid is in use. Every session needs a new one: for example uuid.uuid4().hex.")
-            self._waiting.pop(sid, None)
-        session = self.avatar.session(portrait, prompt=prompt, seed=seed, mode=mode, backlog_s=backlog_s)
-        with self._lock:
-            self._sessions[sid] = session
+        self._line.take(sid)
+        visit = None
         try:
+            talk = talk or Talk()
+            session = self._session(portrait, prompt, seed, mode, backlog_s, talk)
+            lead_s = self.avatar.preset.stream.lead_s
+            visit = Visit(session, mode, talk, prompt, lead_s, keeps=talk.keeps and mode == "conversation")
+            with self._lock:
+                self._visits[sid] = visit
             yield session
         finally:
-            with self._lock:
-                self._sessions.pop(sid, None)
-                self._ended.append(sid)
-            session.stop()
+            if visit is not None:
+                self._close(sid, visit)
+            self._line.leave(sid)
+
+    def pictures(self, sid: str) -> Iterator[Pictures]:
+        """The pictures of that session, kept if that is wanted; ends with the session, or when its page has gone.
+
+        Raises:
+            LiveTalkError: there is no such session, or somebody takes its pictures already.
+        """
+        visit = self._visit(sid)
+        stream: Any = visit.session.pictures()
+        with contextlib.closing(stream) as pieces:
+            for piece in pieces:
+                visit.record(piece)
+                yield piece
+                if self._is_deserted(visit):
+                    return
 
     def get(self, sid: str) -> Session:
         """The session of that name.
@@ -81,103 +149,185 @@ class LiveSessions:
         Raises:
             LiveTalkError: there is none.
         """
-        session = self._sessions.get(check_sid(sid))
-        if session is None:
-            raise LiveTalkError(
-                "No session has this sid: it has not begun, or it has ended. "
-                "Start /session with it and wait for the first piece, then speak."
-            )
-        return session
+        return self._visit(sid).session
 
     def push(self, sid: str, pcm16_base64: str, rate: int) -> dict[str, Any]:
         """Speech of a visitor, base64 of little-endian mono PCM16 at ``rate`` Hz; never blocks.
 
+        Returns:
+            ``accepted_samples``, ``state``, and for a page that must react at once: ``voice`` (the visitor speaks),
+            ``duck`` (lower the avatar's volume), ``generation``.
+
         Raises:
             LiveTalkError: unknown sid, or not such speech.
         """
-        session = self.get(sid)
+        visit = self._visit(sid)
         samples = decoded_pcm16(pcm16_base64, rate)
-        session.listen(samples, int(rate))
-        return {"accepted_samples": len(samples), "state": session.state}
+        visit.session.listen(samples, int(rate))
+        if visit.beat_at_s is not None:
+            visit.beat_at_s = time.monotonic()
+        recorder = visit.recorder
+        if recorder is not None:
+            recorder.hear(samples, int(rate))
+        talk = visit.conversing().conversation if visit.mode == "conversation" else None
+        return {
+            "accepted_samples": len(samples),
+            "state": visit.session.state,
+            "voice": talk is not None and talk.is_voice_on,
+            "duck": talk is not None and talk.is_suspected,
+            "generation": visit.session.generation,
+        }
 
-    def stop(self, sid: str) -> None:
-        """Ends the session of that name; one that has just ended may be stopped again.
+    def write(self, sid: str, text: str) -> None:
+        """A typed turn.
 
         Raises:
-            LiveTalkError: there is none, and was none lately.
+            LiveTalkError: no such session, no conversation, no words or too many.
+        """
+        self._visit(sid).conversing().write(text)
+
+    def interrupt(self, sid: str) -> int:
+        """Be silent now; returns the new generation.
+
+        Raises:
+            LiveTalkError: no such session.
+        """
+        return self.get(sid).interrupt()
+
+    def change(
+        self,
+        sid: str,
+        portrait: Path | None = None,
+        prompt: str | None = None,
+        voice: str | None = None,
+        instructions: str | None = None,
+    ) -> None:
+        """Another face, mood, voice or character in mid-conversation; None = as it is.
+
+        Raises:
+            LiveTalkError: no such session, no conversation, or the portrait cannot be used.
+        """
+        visit = self._visit(sid)
+        session = visit.conversing()
+        if portrait is not None or prompt is not None:
+            visit.prompt = visit.prompt if prompt is None else prompt
+            blank = np.zeros((self.avatar.preset.height, self.avatar.preset.width, 3), np.uint8)
+            identity = self.avatar.identity(blank if portrait is None else portrait, visit.prompt)
+            if portrait is None:
+                identity = dataclasses.replace(session.identity, text=identity.text)
+            session.change(identity)
+        wishes = {"voice": voice, "instructions": instructions}
+        persona = dataclasses.replace(visit.talk.persona, **{k: v for k, v in wishes.items() if v is not None})
+        if persona != visit.talk.persona:
+            visit.talk = dataclasses.replace(visit.talk, persona=persona)
+            session.conversation.change_persona(persona)
+
+    def keep(self, sid: str, wanted: bool) -> None:
+        """Whether a recording is made from now on; without it, what was recorded is deleted.
+
+        Raises:
+            LiveTalkError: no such session, or no conversation.
+        """
+        visit = self._visit(sid)
+        visit.conversing()
+        visit.keeps = bool(wanted)
+
+    def recording(self, sid: str) -> Path:
+        """The mp4 of a conversation that has ended; it is there for ``KEPT_S`` seconds.
+
+        Raises:
+            LiveTalkError: it goes on, nobody asked for a recording, or it was deleted.
+        """
+        if check_sid(sid) in self._visits:
+            raise LiveTalkError("The recording is ready when the conversation has ended.")
+        return self._of_ended(sid).recorder.path
+
+    def transcript(self, sid: str) -> str:
+        """The conversation as text, one line each; after its end only if a recording was asked for.
+
+        Raises:
+            LiveTalkError: there is none.
+        """
+        if check_sid(sid) in self._visits:
+            return self._visit(sid).conversing().conversation.transcript.as_text()
+        return self._of_ended(sid).transcript
+
+    def beat(self, sid: str) -> None:
+        """The page of that visitor is there; from the first time on it must say so, see ``GONE_AFTER_S``."""
+        visit = self._visits.get(check_sid(sid))
+        if visit is not None:
+            visit.beat_at_s = time.monotonic()
+
+    def stop(self, sid: str) -> None:
+        """Ends the session of that name, or takes a waiting visitor out of the line; stopping twice does no harm.
+
+        Raises:
+            LiveTalkError: there is none, and was none lately; it will not begin any more.
         """
         if check_sid(sid) in self._ended:
             return
+        if self._line.place(sid):
+            self._line.leave(sid, was_on=False)
+            self._ended.append(sid)
+            return
+        if sid not in self._visits:
+            self._ended.append(sid)  # the call that opens it may still be under way
         self.get(sid).stop()
 
     async def begun(self, sid: str, wait_s: float) -> None:
         """Waits until that session is on, ``wait_s`` at most: packets may overtake the call that opens it."""
         end = time.monotonic() + wait_s
-        while check_sid(sid) not in self._sessions and sid not in self._ended and time.monotonic() < end:
+        while check_sid(sid) not in self._visits and sid not in self._ended and time.monotonic() < end:
             await asyncio.sleep(0.05)
 
     def place(self, sid: str) -> int:
-        """Place in line of a visitor who waits (1 = next), 0 for one who is on or about to be; asked every second."""
-        now = time.monotonic()
-        with self._lock:
-            if check_sid(sid) in self._sessions:
-                return 0
-            self._waiting[sid] = now
-            for other, seen in list(self._waiting.items()):
-                if now - seen > _FORGOTTEN_AFTER_S:
-                    del self._waiting[other]
-            if len(self._sessions) < self.places:
-                return 0
-            return list(self._waiting).index(sid) + 1
+        """Place in line of a visitor who waits (1 = next); 0 = does not wait."""
+        return self._line.place(check_sid(sid))
 
     def __len__(self) -> int:
-        return len(self._sessions)
+        return len(self._visits)
 
+    def _check_fresh(self, sid: str) -> None:
+        """A name is good for one session, and not even for that if it was stopped before it began."""
+        if check_sid(sid) in self._ended:
+            raise LiveTalkError(
+                "This sid was used before. Every session needs a new one: for example uuid.uuid4().hex."
+            )
 
-def check_sid(sid: Any) -> str:
-    """``sid`` if nobody can guess it by trying.
+    def _session(self, portrait: Path, prompt: str, seed: int, mode: str, backlog_s: float, talk: Talk) -> Session:
+        if mode == "mirror":
+            return self.avatar.session(portrait, prompt=prompt, seed=seed, mode=mode, backlog_s=backlog_s)
+        talkers = self.talkers(talk.talker, Visitor(talk.token))
+        return self.avatar.conversation(portrait, prompt=prompt, seed=seed, talkers=talkers, persona=talk.persona)
 
-    Raises:
-        LiveTalkError: it is not a string of 16 to 128 letters, digits, ``-`` and ``_``, or nearly all the same.
-    """
-    if not isinstance(sid, str) or not _SID.fullmatch(sid) or len(set(sid)) < 6:
-        raise LiveTalkError(
-            "The sid names your session and keeps others out of it, so it must be hard to guess: 16 to 128 letters, "
-            "digits, '-' or '_'. Make one with uuid.uuid4().hex."
-        )
-    return sid
+    def _close(self, sid: str, visit: Visit) -> None:
+        """End it; what was asked for is kept for a while, everything else is gone."""
+        with self._lock:
+            self._visits.pop(sid, None)
+            self._ended.append(sid)
+        visit.session.stop()
+        kept = visit.kept()
+        if kept is not None:
+            self._kept.put(sid, kept)
 
+    def _visit(self, sid: str) -> Visit:
+        visit = self._visits.get(check_sid(sid))
+        if visit is None:
+            raise LiveTalkError(
+                "No session has this sid: it has not begun, or it has ended. "
+                "Start /session with it and wait for the first piece, then speak."
+            )
+        return visit
 
-def check_mode(mode: Any) -> None:
-    """Raises:
-    LiveTalkError: the mode is unknown, or not there yet.
-    """
-    if mode not in MODES:
-        raise LiveTalkError(f"There is no mode {str(mode)[:40]!r}. Known modes: {', '.join(MODES)}.")
-    if mode == "conversation":
-        raise LiveTalkError(
-            'This version mirrors speech and does not converse: mode "conversation" comes with a later one. '
-            'Use mode "mirror".'
-        )
+    def _of_ended(self, sid: str) -> Kept:
+        kept = self._kept.get(sid)
+        if kept is None:
+            raise LiveTalkError(
+                "Nothing was kept of this conversation: nobody asked for it, it has not begun, or it ended more than "
+                f"{KEPT_S / 60:g} minutes ago."
+            )
+        return kept
 
-
-def decoded_pcm16(pcm16_base64: Any, rate: Any) -> np.ndarray:
-    """float32 samples ``[n]`` in -1..1 of base64 PCM16.
-
-    Raises:
-        LiveTalkError: rate out of range, not base64, an odd number of bytes, or longer than ``PACKET_LIMIT_S``.
-    """
-    low, high = RATES_HZ
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not low <= rate <= high or rate != int(rate):
-        raise LiveTalkError(f"The rate is {str(rate)[:40]!r}. Expected a whole number of Hz from {low} to {high}.")
-    if not isinstance(pcm16_base64, str):
-        raise LiveTalkError("The speech is no text. Expected base64 of little-endian mono PCM16.")
-    if len(pcm16_base64) > PACKET_LIMIT_S * rate * 2 * 4 / 3 + 4:
-        raise LiveTalkError(f"This packet is longer than {PACKET_LIMIT_S:g} s. Send speech in packets of 0.1 to 1 s.")
-    try:
-        data = base64.b64decode(pcm16_base64, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise LiveTalkError("The speech is not valid base64. Expected base64 of little-endian mono PCM16.") from error
-    if len(data) % 2:
-        raise LiveTalkError("The speech has an odd number of bytes. Expected 16-bit samples, two bytes each.")
-    return np.frombuffer(data, "<i2").astype(np.float32) / 32768.0
+    def _is_deserted(self, visit: Visit) -> bool:
+        at_s = visit.beat_at_s
+        return self._line.waiting > 0 and at_s is not None and time.monotonic() - at_s > GONE_AFTER_S

@@ -1,12 +1,14 @@
 // Microphone: 16 kHz PCM16 in small packets, one request under way at a time, never more than a second behind.
-// Also DelayMeter: how long it takes from the visitor's voice to the mouth that repeats it.
+// VoiceMeter: is somebody speaking, judged by loudness alone: quick, and only good enough to lower a volume.
+// DelayMeter: how long it takes from the visitor's voice to the mouth that repeats it.
 
-const PACKET_S = 0.08;
-const WAITING_S = 1.0;
+const FRAME_S = 0.02; // loudness is judged this often
+const PACKET_S = 0.08; // what is sent at once
+const WAITING_S = 1.0; // older sound is not sent any more
 
 const MICROPHONE_WORKLET = `
 class Packets extends AudioWorkletProcessor {
-  constructor() { super(); this.size = Math.round(sampleRate * ${PACKET_S}); this.fill = 0; this.packet = new Float32Array(this.size); }
+  constructor() { super(); this.size = Math.round(sampleRate * ${FRAME_S}); this.fill = 0; this.packet = new Float32Array(this.size); }
   process(inputs) {
     const input = inputs[0][0];
     if (!input) return true;
@@ -27,52 +29,84 @@ function toBase64(int16) {
   return btoa(text);
 }
 
+function joined(parts) {
+  const whole = new Float32Array(parts.reduce((length, part) => length + part.length, 0));
+  let at = 0;
+  for (const part of parts) { whole.set(part, at); at += part.length; }
+  return whole;
+}
+
 class Microphone {
-  // send(rate, base64) -> promise; heard(samples, rate) is called with every packet as it is recorded
-  constructor(send, heard) {
+  // send(rate, base64) -> promise, while maySend(); frame and packet are called with (samples, rate) as it is recorded.
+  // waitingS() -> how much may wait to be sent
+  constructor({ send, maySend, waitingS, frame, packet }) {
     this.send = send;
-    this.heard = heard;
+    this.maySend = maySend;
+    this.waitingS = waitingS;
+    this.heardFrame = frame;
+    this.heardPacket = packet;
     this.counters = { packets: 0, sent: 0, dropped: 0, failed: 0 };
   }
 
-  async open() {
-    this.stream = await navigator.mediaDevices.getUserMedia({
-      audio: { channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true },
-    });
+  open() {
+    this.opening = this.opening || this.begin().finally(() => { this.opening = null; });
+    return this.opening;
+  }
+
+  // All is ready before the visitor is asked, so that no word is lost between permission and recording.
+  async begin() {
+    const ready = this.recorder(new AudioContext({ sampleRate: 16000 }));
+    ready.catch(() => {});
     try {
-      this.context = new AudioContext({ sampleRate: 16000 });
-      this.source = this.context.createMediaStreamSource(this.stream);
-    } catch { // some browsers refuse a stream of another rate: use theirs and say so with every packet
-      this.context = new AudioContext();
-      this.source = this.context.createMediaStreamSource(this.stream);
+      this.stream = await navigator.mediaDevices.getUserMedia({
+        audio: { channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true },
+      });
+      await ready;
+      try {
+        this.source = this.context.createMediaStreamSource(this.stream);
+      } catch { // some browsers refuse a stream of another rate: use theirs and say so with every packet
+        this.context.close();
+        await this.recorder(new AudioContext());
+        this.source = this.context.createMediaStreamSource(this.stream);
+      }
+      this.node = new AudioWorkletNode(this.context, 'livetalk-packets', { numberOfOutputs: 0 });
+      this.waiting = [];
+      this.frames = [];
+      this.node.port.onmessage = (event) => this.frame(event.data);
+      this.source.connect(this.node);
+      await this.context.resume();
+    } catch (error) {
+      this.close();
+      throw error;
     }
+  }
+
+  async recorder(context) {
+    this.context = context;
     const url = URL.createObjectURL(new Blob([MICROPHONE_WORKLET], { type: 'text/javascript' }));
-    await this.context.audioWorklet.addModule(url);
+    await context.audioWorklet.addModule(url);
     URL.revokeObjectURL(url);
-    this.node = new AudioWorkletNode(this.context, 'livetalk-packets', { numberOfOutputs: 0 });
-    this.waiting = [];
-    this.node.port.onmessage = (event) => this.packet(event.data);
-    this.source.connect(this.node);
-    await this.context.resume();
   }
 
   get isOpen() { return Boolean(this.node); }
 
-  packet(samples) {
+  frame(samples) {
+    this.heardFrame(samples, this.context.sampleRate);
+    this.frames.push(samples);
+    if (this.frames.length * FRAME_S < PACKET_S - FRAME_S / 2) return;
+    const packet = joined(this.frames.splice(0));
     this.counters.packets += 1;
-    this.heard(samples, this.context.sampleRate);
-    this.waiting.push(samples);
-    while (this.waiting.length * PACKET_S > WAITING_S) { this.waiting.shift(); this.counters.dropped += 1; }
-    if (!this.sending) this.sendWaiting();
+    this.heardPacket(packet, this.context.sampleRate);
+    this.waiting.push(packet);
+    while (this.waiting.length * PACKET_S > this.waitingS()) { this.waiting.shift(); this.counters.dropped += 1; }
+    if (!this.sending && this.maySend()) this.sendWaiting();
   }
 
   async sendWaiting() {
     this.sending = true;
     while (this.waiting.length && this.node) {
       const packets = this.waiting.splice(0);
-      const pcm = new Int16Array(packets.reduce((n, p) => n + p.length, 0));
-      let at = 0;
-      for (const packet of packets) for (const x of packet) pcm[at++] = Math.max(-32768, Math.min(32767, Math.round(x * 32767)));
+      const pcm = Int16Array.from(joined(packets), (x) => Math.max(-32768, Math.min(32767, Math.round(x * 32767))));
       try {
         await this.send(this.context.sampleRate, toBase64(pcm));
         this.counters.sent += packets.length;
@@ -91,6 +125,29 @@ class Microphone {
     this.node = this.source = this.stream = this.context = null;
     this.waiting = [];
   }
+}
+
+class VoiceMeter {
+  constructor() {
+    this.floor = -60; // dB of the quiet room, follows it slowly
+    this.loud = 0; // of the last frames, how many were loud, fading
+    this.lastMs = -Infinity; // when voice was last heard, by performance.now()
+    this.level = 0; // 0..1, for a display
+  }
+
+  // `careful`: the avatar speaks, and some of it may come back through the microphone.
+  hear(samples, rate, careful) {
+    let sum = 0;
+    for (const x of samples) sum += x * x;
+    const db = 10 * Math.log10(sum / samples.length + 1e-9);
+    this.floor = Math.max(-65, Math.min(-35, db < this.floor ? 0.8 * this.floor + 0.2 * db : this.floor + 0.02));
+    const isLoud = db > Math.max(this.floor + (careful ? 18 : 12), careful ? -38 : -48);
+    this.loud = isLoud ? Math.min(4, this.loud + 1) : Math.max(0, this.loud - 1);
+    if (isLoud && this.loud > 1) this.lastMs = performance.now();
+    this.level = Math.max(0, Math.min(1, (db + 55) / 45));
+  }
+
+  get isOn() { return this.loud > 2; }
 }
 
 // Compares the loudness that was recorded with the loudness that was played, on one clock, and finds the shift that

@@ -1,9 +1,11 @@
 // Picker: a radio group of examples and the visitor's own file. Python sees the event 'chosen'.
 
 const picker = element.querySelector('.lt-picker');
-const tiles = () => [...picker.querySelectorAll('[role="radio"]')];
+const tiles = () => [...picker.querySelectorAll('[role="radio"]:not([hidden])')];
 const input = picker.querySelector('input');
 const own = picker.querySelector('.lt-upload');
+const surprise = picker.querySelector('.lt-surprise');
+let waitsForPicture = false; // the surprise tile shows what came out
 
 function mark(tile) {
   tiles().forEach((other) => {
@@ -15,7 +17,10 @@ function mark(tile) {
 
 function choose(tile) {
   mark(tile);
-  props.value = { name: tile.dataset.name };
+  const names = props.surprises || [];
+  const others = names.filter((name) => !props.value || props.value.name !== name);
+  waitsForPicture = tile === surprise;
+  props.value = { name: waitsForPicture ? others[Math.floor(Math.random() * others.length)] : tile.dataset.name };
   trigger('chosen');
 }
 
@@ -39,7 +44,9 @@ input.addEventListener('change', async () => {
   try {
     const { path, url } = await upload(file);
     props.value = { path, url, orig_name: file.name, size: file.size, meta: { _type: 'gradio.FileData' } };
-    own.querySelector('span').textContent = file.name;
+    const name = own.querySelector('span');
+    name.removeAttribute('data-word');
+    name.textContent = file.name;
     mark(null);
     trigger('chosen');
   } catch (error) {
@@ -50,3 +57,11 @@ input.addEventListener('change', async () => {
     input.value = '';
   }
 });
+on('poster', (url) => {
+  if (!waitsForPicture) return;
+  waitsForPicture = false;
+  surprise.style.setProperty('--picture', `url(${url})`);
+  surprise.classList.add('lt-opened');
+});
+on('look', () => { if (input.accept.startsWith('image')) trigger('chosen'); });
+inEveryLanguage(() => translate(element));

@@ -18,6 +18,7 @@ from gradio_client.utils import is_file_obj_with_meta
 from livetalk.types import LiveTalkError
 
 PROMPT_LIMIT = 2_000
+WORD_LIMIT = 100
 SEED_LIMIT = 2**31 - 1
 
 ParamsT = ParamSpec("ParamsT")
@@ -120,6 +121,30 @@ def checked_prompt(value: Any) -> str:
             f"The prompt has {len(value):,} characters. Up to {PROMPT_LIMIT:,} are read: shorten it, "
             "one or two sentences are enough."
         )
+    return value.strip()
+
+
+def checked_text(value: Any) -> str:
+    """Words to answer; None is "".
+
+    Raises:
+        LiveTalkError: no text.
+    """
+    if value is not None and not isinstance(value, str):
+        raise LiveTalkError("The question is no text. Expected a sentence such as 'What is LiveTalk?'.")
+    return value or ""
+
+
+def checked_word(value: Any, what: str, limit: int = WORD_LIMIT) -> str:
+    """A short name, stripped; None is "".
+
+    Raises:
+        LiveTalkError: no text, or longer than ``limit`` characters.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str) or len(value) > limit:
+        raise LiveTalkError(f"The {what} is not usable. Expected a name of up to {limit} characters, or nothing.")
     return value.strip()
 
 

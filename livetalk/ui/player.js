@@ -40,6 +40,7 @@ class Player {
     this.canvas = canvas;
     this.changed = changed; // called with (kind, detail) when something worth showing happens
     this.muted = false;
+    this.volumeNow = 1;
     this.context = null;
     this.reset();
   }
@@ -58,7 +59,7 @@ class Player {
       fragments: 0, stale: 0, lostFragments: 0, received: 0, decoded: 0, drawn: 0, skipped: 0, stalls: 0,
       stallMs: 0, slipped: 0, decodeErrors: 0, heardSamples: 0,
     };
-    this.log = { fragments: [], drawn: [], stalls: [], generations: [], offsets: [] };
+    this.log = { fragments: [], drawn: [], heard: [], stalls: [], generations: [], offsets: [] };
   }
 
   // Must be called from a click: browsers give sound and its clock only then.
@@ -75,7 +76,16 @@ class Player {
 
   setMuted(muted) {
     this.muted = muted;
-    if (this.output) this.output.gain.setTargetAtTime(muted ? 0 : 1, this.context.currentTime, FADE_S);
+    this.setVolume(this.volumeNow);
+  }
+
+  // Loudness 0..1 of everything, from context time `from` on (now if left out).
+  setVolume(volume, from = 0) {
+    this.volumeNow = volume;
+    if (!this.output) return;
+    const { gain } = this.output;
+    gain.cancelScheduledValues(this.context.currentTime);
+    gain.setTargetAtTime(this.muted ? 0 : volume, Math.max(from, this.context.currentTime), FADE_S);
   }
 
   start() {
@@ -112,13 +122,15 @@ class Player {
     if (!this.context || !this.volume) return;
     const old = this.volume;
     old.gain.setTargetAtTime(0, this.context.currentTime, FADE_S);
-    this.segments.forEach((segment) => segment.source && this.stopSource(segment.source, this.context.currentTime + 10 * FADE_S));
+    this.segments.forEach((segment) => this.stopSound(segment, this.context.currentTime + 10 * FADE_S));
     setTimeout(() => old.disconnect(), 200);
     this.volume = this.freshVolume();
   }
 
-  stopSource(source, when) {
-    try { source.stop(when); } catch { /* it has ended already */ }
+  stopSound(segment, when) {
+    if (!segment.source || segment.heard.until <= when) return;
+    segment.heard.until = Math.max(when, segment.heard.at);
+    segment.source.stop(when);
   }
 
   // Context time of the sample that leaves the loudspeaker now.
@@ -149,10 +161,12 @@ class Player {
   // Drops what is held from picture `first` on; what comes before it still plays.
   replaceFrom(first, generation) {
     const fresh = this.generation === null;
-    if (generation !== this.generation) keep(this.log.generations, { generation, first, shown: this.shown });
-    this.generation = generation;
-    if (fresh) return;
     const cut = this.timeOf(first);
+    const now = this.context.currentTime;
+    if (generation !== this.generation) keep(this.log.generations, { generation, first, shown: this.shown, cut: Math.max(cut || now, now), now });
+    this.generation = generation;
+    this.changed('generation', { generation, first, cut: cut === null ? now : cut });
+    if (fresh) return;
     if (cut === null || cut <= this.context.currentTime) {
       this.silence();
       this.segments = [];
@@ -160,7 +174,7 @@ class Player {
     } else {
       for (const segment of this.segments) {
         segment.pictures = Math.max(0, Math.min(segment.pictures, first - segment.first));
-        if (segment.source && segment.at + segment.pictures / 16 >= cut) this.stopSource(segment.source, cut);
+        if (segment.at + segment.pictures / 16 >= cut) this.stopSound(segment, cut);
       }
       this.segments = this.segments.filter((segment) => segment.pictures > 0);
       this.end = cut;
@@ -198,6 +212,7 @@ class Player {
     }
     const samples = Math.round((pcm.length * pictures) / header.pictures);
     let source = null;
+    let heard = null;
     if (samples) {
       const buffer = this.context.createBuffer(1, samples, header.rate);
       const channel = buffer.getChannelData(0);
@@ -207,8 +222,10 @@ class Player {
       source.connect(this.volume);
       source.start(at);
       this.counters.heardSamples += samples;
+      heard = { generation: header.generation, first: header.first, at, until: at + samples / header.rate, state: header.state };
+      keep(this.log.heard, heard);
     }
-    this.segments.push({ at, first: header.first, pictures, generation: header.generation, state: header.state, source });
+    this.segments.push({ at, first: header.first, pictures, generation: header.generation, state: header.state, source, heard });
     this.end = at + pictures / header.fps;
     return at;
   }
@@ -294,7 +311,7 @@ class Player {
     keep(this.log.drawn, { index, generation: held.generation, heard, offsetMs });
     if (offsetMs !== null) keep(this.log.offsets, offsetMs);
     this.forget(index + 1);
-    this.changed('drawn', { index, state: now.segment.state });
+    this.changed('drawn', { index, state: now.segment.state, generation: held.generation });
   }
 
   // Closes the pictures before `index`: a decoder stops when too many of its frames are held.

@@ -1,0 +1,117 @@
+"""A player without a browser: when would a visitor hear and see what was sent? The rules are those of ``player.js``.
+
+Sound is scheduled a little after the first message and then without a gap; a message that comes too late moves sound
+and pictures; a new generation replaces everything from its first picture on. This module does not know who sends.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from livetalk.types import PICTURES_PER_SECOND, PLAYBACK_RATE
+
+LEAD_S = 0.1
+LEAST_AHEAD_S = 0.01
+LOUD = 0.01
+REMEMBERED_S = 120.0
+
+
+@dataclass
+class _Segment:
+    """Sound and pictures of one message: from ``at_s`` on, pictures from ``first`` on; came at ``came_s``."""
+
+    at_s: float
+    first: int
+    sound: np.ndarray
+    came_s: float
+
+    @property
+    def stop_s(self) -> float:
+        return self.at_s + len(self.sound) / PLAYBACK_RATE
+
+
+class Screen:
+    """What is heard and seen of the messages of one session. Times are those of the caller's clock."""
+
+    def __init__(self) -> None:
+        self._segments: deque[_Segment] = deque()
+        self._generation: int | None = None
+        self._end_s: float | None = None
+
+    def push(self, header: dict[str, Any], sound: np.ndarray, now_s: float) -> None:
+        """Take a message.
+
+        Args:
+            header: as ``livetalk.media.packets`` writes it.
+            sound: its samples, float32 at ``PLAYBACK_RATE``.
+            now_s: when it came.
+        """
+        if self._generation is not None and header["generation"] < self._generation:
+            return
+        if header["flush"] or header["generation"] != self._generation:
+            self._replace_from(header["first"], now_s)
+            self._generation = header["generation"]
+        if not header["pictures"]:
+            return
+        late = self._end_s is None or self._end_s < now_s + LEAST_AHEAD_S
+        at_s = now_s + LEAD_S if late or self._end_s is None else self._end_s
+        self._segments.append(_Segment(at_s, header["first"], sound, now_s))
+        self._end_s = at_s + header["pictures"] / PICTURES_PER_SECOND
+        while self._segments[0].stop_s < now_s - REMEMBERED_S:
+            self._segments.popleft()
+
+    def first_loud_s(self, after_s: float) -> float | None:
+        """When the first loud sample after ``after_s`` is heard; None = none so far."""
+        for segment in self._segments:
+            loud = _loud_s(segment)
+            later = loud[loud > after_s]
+            if len(later):
+                return float(later[0])
+        return None
+
+    def last_loud_s(self, before_s: float) -> float | None:
+        """When the last loud sample before ``before_s`` is heard; None = none so far."""
+        for segment in reversed(self._segments):
+            loud = _loud_s(segment)
+            earlier = loud[loud < before_s]
+            if len(earlier):
+                return float(earlier[-1])
+        return None
+
+    def picture_s(self, heard_s: float) -> float | None:
+        """When the picture that belongs to the sound heard at ``heard_s`` is shown; it may come too late for it."""
+        for segment in self._segments:
+            if segment.at_s <= heard_s < segment.stop_s:
+                into = int((heard_s - segment.at_s) * PICTURES_PER_SECOND) / PICTURES_PER_SECOND
+                return max(segment.at_s + into, segment.came_s)
+        return None
+
+    def _replace_from(self, first: int, now_s: float) -> None:
+        """Pictures from ``first`` on are void; if their time has come already, everything falls silent now."""
+        if self._generation is None:
+            return
+        cut_s = next(
+            (s.at_s + (first - s.first) / PICTURES_PER_SECOND for s in self._segments if _holds(s, first)), None
+        )
+        if cut_s is None and self._segments and self._segments[-1].stop_s == self._end_s:
+            last = self._segments[-1]
+            pictures = round(len(last.sound) * PICTURES_PER_SECOND / PLAYBACK_RATE)
+            cut_s = self._end_s if first == last.first + pictures else None
+        is_past = cut_s is None or cut_s <= now_s
+        stop_s = now_s if cut_s is None else max(cut_s, now_s)
+        for segment in self._segments:
+            segment.sound = segment.sound[: max(0, round((stop_s - segment.at_s) * PLAYBACK_RATE))]
+        self._end_s = None if is_past else cut_s
+
+
+def _holds(segment: _Segment, picture: int) -> bool:
+    count = round(len(segment.sound) * PICTURES_PER_SECOND / PLAYBACK_RATE)
+    return segment.first <= picture < segment.first + count
+
+
+def _loud_s(segment: _Segment) -> np.ndarray:
+    return segment.at_s + np.flatnonzero(np.abs(segment.sound) > LOUD) / PLAYBACK_RATE
