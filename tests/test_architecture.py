@@ -159,11 +159,7 @@ def test_every_requirement_is_imported_somewhere() -> None:
 
 
 def test_every_import_is_a_requirement() -> None:
-    listed = {
-        name
-        for file in REQUIREMENTS
-        for name in requirement_names(file)
-    }
+    listed = {name for file in REQUIREMENTS for name in requirement_names(file)}
     provided = packages_distributions()
     for path, tree in PARSED.items():
         for target, node in imports(tree):

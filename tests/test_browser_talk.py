@@ -260,11 +260,11 @@ def test_nothing_stale_is_drawn_or_heard_after_an_interruption(visit, times):
     assert [entry["generation"] for entry in drawn] == sorted(entry["generation"] for entry in drawn)
     order = [min(TONES_HZ, key=lambda hz: abs(hz - found)) for _, found in tones if found > 200]
     changed = [tone for tone, _ in itertools.groupby(order)]
-    assert len(changed) <= len(replies) + 2 and len(set(changed)) == len(TONES_HZ), (
-        "one tone after the other, none twice"
-    )
-    for before, after in itertools.pairwise(changed):
-        assert TONES_HZ.index(after) == (TONES_HZ.index(before) + 1) % len(TONES_HZ), "no tone comes back"
+    assert len(set(changed)) >= 2
+    # A reply that was broken off early may not be heard at all; a tone that came back would go round the circle.
+    places = [TONES_HZ.index(tone) for tone in changed]
+    steps = sum((after - before) % len(TONES_HZ) for before, after in itertools.pairwise(places))
+    assert steps <= len(replies) + 1, "one tone after the other, none twice"
     cut = page.query_selector_all(".lt-broken .lt-text")
     assert len(cut) >= times // 2
     for line in cut:

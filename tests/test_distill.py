@@ -22,7 +22,7 @@ from livetalk.distill.loop import CURVES, LOG_FILE, Loop
 from livetalk.distill.portraits import POSE_FIELDS
 from livetalk.distill.recipes import Recipe, recipe
 from livetalk.distill.sheets import contact_sheet
-from livetalk.distill.teacher import TeacherConfig, TeacherLoss, frame_rows
+from livetalk.distill.teacher import TeacherConfig, TeacherLoss, frame_rows, mood_change
 from livetalk.distill.visemes import REST
 from livetalk.hub import load_models, random_models
 from livetalk.model.transformer import CausalDiT
@@ -114,8 +114,35 @@ def test_a_batch_is_a_moment_of_a_rollout(run: Path) -> None:
     assert (windows.weights[windows.starts, :, 0] == 0).all(), "the given frame has no loss"
     silent = (windows.audio[..., :8] == 0).all(dim=(1, 2)).sum()
     assert 0 < silent < 16
-    starts = {tuple(forcing.frames(store.clip(0), draws).tolist()) for _ in range(80)}
-    assert starts == {tuple(range(9)), (0, 1, 2, 6, 7, 8, 9, 10, 11), tuple(range(3, 12))}
+    starts = {tuple(forcing.frames(store.clip(0), draws, start=True).tolist()) for _ in range(80)}
+    assert starts == {tuple(range(9))}
+    later = {tuple(forcing.frames(store.clip(0), draws, start=False).tolist()) for _ in range(80)}
+    assert later == {(0, 1, 2, 6, 7, 8, 9, 10, 11), tuple(range(3, 12))}
+
+
+@needs_renderer
+def test_starts_are_taken_where_the_words_must_be_listened_to(run: Path) -> None:
+    store = ClipStore(run / "clips")
+    forcing = TeacherLoss(store, SMOKE.preset, TeacherConfig(change_share=1.0), torch.ones(16))
+    forcing._changing, forcing._looked_at = [2], len(store)
+    draws = torch.Generator().manual_seed(0)
+    wanted = store.clip(2)["seeds"]
+    assert all(int(forcing.draw_clip(draws, start=True)["seeds"]) == int(wanted) for _ in range(20))
+    assert len({int(forcing.draw_clip(draws, start=False)["seeds"]) for _ in range(40)}) > 1
+
+
+def test_a_mood_that_the_portrait_hides_is_a_change() -> None:
+    calm = torch.zeros(10, len(POSE_FIELDS))
+    smiling = calm.clone()
+    smiling[1:, POSE_FIELDS.index("smile")] = 0.9
+    assert mood_change({"poses": calm}) == 0
+    assert mood_change({"poses": smiling}) == pytest.approx(0.9)
+
+
+@needs_renderer
+def test_levels_are_those_of_the_rollout_and_between(run: Path) -> None:
+    forcing = TeacherLoss(ClipStore(run / "clips"), SMOKE.preset, TeacherConfig(), torch.ones(16))
+    draws = torch.Generator().manual_seed(0)
     levels = forcing.levels(2000, 3, draws, same=False)
     assert 0.15 < float((levels == 0).float().mean()) < 0.2
     assert {1.0, 0.75} <= set(levels.unique().tolist())

@@ -91,7 +91,7 @@ class Screen:
         return None
 
     def _replace_from(self, first: int, now_s: float) -> None:
-        """Pictures from ``first`` on are void; if their time has come already, everything falls silent now."""
+        """Pictures from ``first`` on are void; those before are still shown, but all falls silent now."""
         if self._generation is None:
             return
         cut_s = next(
@@ -102,9 +102,10 @@ class Screen:
             pictures = round(len(last.sound) * PICTURES_PER_SECOND / PLAYBACK_RATE)
             cut_s = self._end_s if first == last.first + pictures else None
         is_past = cut_s is None or cut_s <= now_s
-        stop_s = now_s if cut_s is None else max(cut_s, now_s)
         for segment in self._segments:
-            segment.sound = segment.sound[: max(0, round((stop_s - segment.at_s) * PLAYBACK_RATE))]
+            kept = max(0, round(((now_s if is_past else cut_s) - segment.at_s) * PLAYBACK_RATE))
+            segment.sound = segment.sound[:kept].copy()
+            segment.sound[max(0, round((now_s - segment.at_s) * PLAYBACK_RATE)) :] = 0.0
         self._end_s = None if is_past else cut_s
 
 

@@ -188,7 +188,6 @@ class Avatar:
         identity = self.identity(portrait, prompt)
         return Session(self.models, identity, seed=seed, mode=mode, backlog_s=backlog_s, clock=clock)
 
-
     def conversation(
         self,
         portrait: PortraitSource,

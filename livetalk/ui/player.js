@@ -158,7 +158,8 @@ class Player {
     this.changed('fragment', { header, pcm, at });
   }
 
-  // Drops what is held from picture `first` on; what comes before it still plays.
+  // Drops what is held from picture `first` on. Pictures before it are still shown, for the face must not jump, but
+  // what they say is not heard any more: whoever interrupts wants silence now.
   replaceFrom(first, generation) {
     const fresh = this.generation === null;
     const cut = this.timeOf(first);
@@ -167,14 +168,13 @@ class Player {
     this.generation = generation;
     this.changed('generation', { generation, first, cut: cut === null ? now : cut });
     if (fresh) return;
-    if (cut === null || cut <= this.context.currentTime) {
-      this.silence();
+    this.silence();
+    if (cut === null || cut <= now) {
       this.segments = [];
       this.end = null;
     } else {
       for (const segment of this.segments) {
         segment.pictures = Math.max(0, Math.min(segment.pictures, first - segment.first));
-        if (segment.at + segment.pictures / 16 >= cut) this.stopSound(segment, cut);
       }
       this.segments = this.segments.filter((segment) => segment.pictures > 0);
       this.end = cut;
