@@ -137,6 +137,12 @@ def _add_evaluate(commands: Any) -> None:
     ablation.add_argument("--clips", type=int, default=32, help="new people who are judged, 5 s each")
     ablation.add_argument("--final-uncurated", action="store_true", help="also the paper's last row")
     ablation.set_defaults(run=_evaluate_ablation)
+    topics = kinds.add_parser("topics", help="how well the offline talker finds what questions are about")
+    topics.add_argument("--questions", type=Path, default=Path("tests/data/questions.json"), help="JSON with questions")
+    topics.add_argument(
+        "--voices", nargs="+", default=["flite:slt", "flite:rms"], help="who asks them; they are typed first"
+    )
+    topics.set_defaults(run=_evaluate_topics)
     make = kinds.add_parser("make-set", help="draw the held-out set that is shipped with the weights")
     make.add_argument("--out", type=Path, default=None, help="folder (held-out/ beside the weights)")
     make.set_defaults(run=_make_set)
@@ -155,6 +161,9 @@ def _add_distill(commands: Any) -> None:
     distill.add_argument("--config", default="mini", help="mini, smoke, livetalk-1.3b, or a recipe as JSON")
     distill.add_argument(
         "--out", type=Path, default=None, help="folder for clips, runs and the model (default: runs/CONFIG)"
+    )
+    distill.add_argument(
+        "--base", type=Path, help="a finished model to go on from, such as checkpoints/mini, instead of from nothing"
     )
     distill.set_defaults(run=_distill)
 
@@ -305,6 +314,14 @@ def _evaluate_ablation(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluate_topics(arguments: argparse.Namespace) -> int:
+    from livetalk.eval import topics
+
+    questions = topics.load_questions(arguments.questions)
+    _print_figures({voice or "typed": topics.evaluate_topics(questions, voice) for voice in (None, *arguments.voices)})
+    return 0
+
+
 def _make_set(arguments: argparse.Namespace) -> int:
     from livetalk.eval import sets
 
@@ -322,7 +339,7 @@ def _distill(arguments: argparse.Namespace) -> int:
 
     logging.getLogger().setLevel(logging.INFO)
     folder = arguments.out or Path("runs") / Path(arguments.config).stem
-    _print_figures(train.run(arguments.stage, config=arguments.config, folder=folder))
+    _print_figures(train.run(arguments.stage, arguments.config, folder, arguments.base))
     return 0
 
 

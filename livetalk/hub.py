@@ -113,7 +113,7 @@ def load_models(name_or_folder: str | Path = "mini", device: str = "auto", dtype
     if folder is None:
         config, parts, text = load_original(_published(config), config, place, _prompt_cache())
         return _assemble(config, parts, text, place, dtype)
-    config, state = _read(folder)
+    config, state = read_checkpoint(folder)
     parts = _build(config)
     for part in PARTS:
         load_part(parts[part], part, state, str(folder / WEIGHTS_NAME))
@@ -312,7 +312,7 @@ def _words(config: Preset) -> WordsTextEncoder:
     return WordsTextEncoder(config.model.text_tokens, config.model.text_width)
 
 
-def _read(folder: Path) -> tuple[Preset, dict[str, Tensor]]:
+def read_checkpoint(folder: Path) -> tuple[Preset, dict[str, Tensor]]:
     """Preset and float32 weights of a folder in our format.
 
     Raises:

@@ -32,11 +32,12 @@ def test_the_screen_plays_without_a_gap_and_replaces_what_is_void() -> None:
     assert screen.first_loud_s(0) == pytest.approx(start_s + 0.25)
     assert screen.last_loud_s(99) == pytest.approx(start_s + 0.75, abs=1e-3)
     assert screen.picture_s(start_s + 0.3) == pytest.approx(start_s + 0.25)
-    screen.push(message(6, 0, generation=1), tone(0, 0), 10.3)
-    assert screen.last_loud_s(99) == pytest.approx(start_s + 6 / 16, abs=1e-3)
-    screen.push(message(6, 4, generation=1), tone(4, 0.0), 10.32)
-    screen.push(message(10, 2, generation=1), tone(2, 0.5), 10.4)
-    screen.push(message(8, 4, generation=0), tone(4, 0.9), 10.4)
+    screen.push(message(6, 0, generation=1), tone(0, 0), 10.4)
+    assert screen.last_loud_s(99) == pytest.approx(10.4, abs=1e-3), "an interruption is silent at once"
+    assert screen.picture_s(start_s + 5.5 / 16) == pytest.approx(start_s + 5 / 16), "the face does not jump"
+    screen.push(message(6, 4, generation=1), tone(4, 0.0), 10.42)
+    screen.push(message(10, 2, generation=1), tone(2, 0.5), 10.45)
+    screen.push(message(8, 4, generation=0), tone(4, 0.9), 10.45)
     assert screen.first_loud_s(start_s + 6 / 16) == pytest.approx(start_s + 10 / 16)
 
 

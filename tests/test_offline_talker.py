@@ -247,9 +247,10 @@ def test_recognised_words_are_written_as_people_do() -> None:
 
 @needs_flite
 def test_held_out_questions_spoken() -> None:
-    """A few; the figures of the whole set are the evaluation's."""
+    """Some of them; the figures of the whole set are those of ``python -m livetalk evaluate topics``."""
     questions = load_questions(HELD_OUT)
-    inside = [question for question in questions if question.topics][3::13][:5]
-    figures = evaluate_topics([*inside, Question("How do I cook rice?")], "flite:slt")
-    assert figures["right"] >= len(inside) - 1, figures["failures"]
-    assert figures["intruders"] == 0, figures["failures"]
+    inside = [question for question in questions if question.topics][::6]
+    outside = [question for question in questions if not question.topics][::6]
+    figures = evaluate_topics([*inside, *outside], "flite:slt")
+    assert figures["right"] >= 0.8 * len(inside), figures["failures"]
+    assert figures["wrong"] == figures["intruders"] == 0, figures["failures"]

@@ -54,6 +54,8 @@ class Recipe:
         sheet_clips: held-out clips that contact sheets show.
         ranks: processes of one thread that train together on a CPU; 0 = one per core, at most four.
         given: networks that are not trained here; None = ``rulers``, ``audio``, ``vae`` and ``teacher`` train them.
+        base: folder of a finished model of these sizes to go on from: its probe and encoders are taken as they are, and
+            the teacher's training starts from its generator; "" = everything from nothing.
         rulers, audio, vae: settings of these stages.
         teacher, teacher_loop: what the teacher's batches look like; length and rates.
         pairs: how the teacher's trajectories are made.
@@ -71,6 +73,7 @@ class Recipe:
     sheet_clips: int = 3
     ranks: int = 0
     given: GivenWeights | None = None
+    base: str = ""
     rulers: ProbeTraining = field(default_factory=ProbeTraining)
     audio: EarTraining = field(default_factory=EarTraining)
     vae: VaeRecipe = field(default_factory=VaeRecipe)

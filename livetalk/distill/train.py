@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -34,14 +35,16 @@ from livetalk.distill.recipes import Recipe, recipe
 from livetalk.distill.sheets import rollout_sheet
 from livetalk.distill.speech import HELD_OUT_SEED
 from livetalk.distill.vae import train_vae
-from livetalk.hub import fast_dtype, save_models
+from livetalk.hub import fast_dtype, read_checkpoint, save_models
 from livetalk.model.mel import MelAudioEncoder
 from livetalk.model.originals import load_vae, read_tensors
 from livetalk.model.small_vae import SmallVideoVAE
+from livetalk.model.storage import load_part
 from livetalk.model.text import WordsTextEncoder
 from livetalk.model.transformer import CausalDiT
 from livetalk.model.vae import WanVideoVAE
 from livetalk.model.weights import load_transformer_state, original_state
+from livetalk.rulers import PROBE_FILE
 from livetalk.types import LiveTalkError
 
 log = logging.getLogger(__name__)
@@ -61,13 +64,14 @@ Figures = dict[str, Any]
 ConfigT = TypeVar("ConfigT", teacher.TeacherConfig, ode.OdeConfig, dmd.DmdConfig)
 
 
-def run(stage: str, config: str = "mini", folder: Path = Path("runs/mini")) -> Figures:
+def run(stage: str, config: str = "mini", folder: Path = Path("runs/mini"), base: Path | None = None) -> Figures:
     """Run one stage, or all of them.
 
     Args:
         stage: one of ``STAGES``, or "all".
         config: name of a recipe, or a JSON file with one.
         folder: the run's folder.
+        base: a finished model to go on from, see ``Recipe.base``; None = as the recipe says.
 
     Returns:
         Figures of the stages, plain data.
@@ -77,7 +81,8 @@ def run(stage: str, config: str = "mini", folder: Path = Path("runs/mini")) -> F
     """
     if stage != "all" and stage not in STAGES:
         raise LiveTalkError(f"There is no stage {stage!r}. Stages: {', '.join(STAGES)}, all.")
-    return run_recipe(recipe(config), folder, STAGES if stage == "all" else [name for name in STAGES if name == stage])
+    chosen = recipe(config) if base is None else replace(recipe(config), base=str(base))
+    return run_recipe(chosen, folder, STAGES if stage == "all" else [name for name in STAGES if name == stage])
 
 
 def run_recipe(chosen: Recipe, folder: Path, stages: Sequence[Stage] = STAGES) -> Figures:
@@ -109,7 +114,11 @@ def run_recipe(chosen: Recipe, folder: Path, stages: Sequence[Stage] = STAGES) -
 def _train_rulers(chosen: Recipe, folder: Path) -> Figures:
     if chosen.given is not None:
         return _nothing("the rulers know drawn faces only")
-    return {"held_out": rulers.run(folder / "model" / "probe.safetensors", chosen.rulers)}
+    if chosen.base:
+        (folder / "model").mkdir(exist_ok=True)
+        shutil.copyfile(_given(Path(chosen.base) / PROBE_FILE.name), folder / "model" / PROBE_FILE.name)
+        return _nothing(f"taken from {chosen.base}")
+    return {"held_out": rulers.run(folder / "model" / PROBE_FILE.name, chosen.rulers)}
 
 
 def _train_audio(chosen: Recipe, folder: Path) -> Figures:
@@ -117,6 +126,8 @@ def _train_audio(chosen: Recipe, folder: Path) -> Figures:
         return _nothing("wav2vec2 is given")
     (folder / "audio").mkdir(exist_ok=True)
     encoder = MelAudioEncoder(chosen.preset.audio, chosen.preset.model.heard_width)
+    if chosen.base:
+        return _take_encoder(chosen, encoder, "audio", folder)
     return {"open_wide_teeth": audio.run(folder / "audio", chosen.audio, encoder)}
 
 
@@ -124,7 +135,21 @@ def _train_vae(chosen: Recipe, folder: Path) -> Figures:
     if chosen.given is not None:
         return _nothing("the VAE is given")
     (folder / "vae").mkdir(exist_ok=True)
+    if chosen.base:
+        return _take_encoder(chosen, SmallVideoVAE(chosen.preset.vae), "vae", folder)
     return {"weights": str(train_vae(folder / "vae", chosen.preset.vae, chosen.vae))}
+
+
+def _take_encoder(chosen: Recipe, module: nn.Module, part: str, folder: Path) -> Figures:
+    """An encoder of the base takes the place of a trained one."""
+    save_tensors(folder / part / f"{part}.safetensors", _from_base(chosen, module, part).state_dict())
+    return _nothing(f"taken from {chosen.base}")
+
+
+def _from_base(chosen: Recipe, module: nn.Module, part: str) -> nn.Module:
+    """``module`` with the weights that the base has for it."""
+    load_part(module, part, read_checkpoint(Path(chosen.base))[1], chosen.base)
+    return module
 
 
 def _make_data(chosen: Recipe, folder: Path) -> Figures:
@@ -164,8 +189,10 @@ def _train_teacher(chosen: Recipe, folder: Path) -> Figures:
 def _teacher_rank(chosen: Recipe, folder: Path) -> None:
     plan, loop = _fast(chosen.teacher, chosen.teacher_loop), chosen.teacher_loop
     place, look = folder / "teacher", _sheets(chosen, folder, loop.engine)
-    vae = _small_vae(chosen, folder)
-    _keep(teacher.train(chosen.preset, folder / "clips", place, vae, loop, plan, look))
+    begin = None
+    if chosen.base:
+        begin = _from_base(chosen, CausalDiT(chosen.preset.model), "transformer").state_dict()
+    _keep(teacher.train(chosen.preset, folder / "clips", place, _small_vae(chosen, folder), loop, plan, look, begin))
 
 
 def _take_given(chosen: Recipe, folder: Path) -> Figures:

@@ -74,7 +74,7 @@ class Limits:
     voiced_share: float = 0.15
     level_spread_db: float = 3.0
     clipped_share: float = 0.01
-    sync_r: float = 0.4
+    sync_r: float = 0.65
     sync_pictures: int = 3
     sync_reach: int = 12
     reference_blur: float = 0.45

@@ -9,6 +9,7 @@ words were spoken or typed; the topics themselves are in ``topics.json``.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import itertools
 import json
@@ -28,6 +29,11 @@ THRESHOLD = 0.55
 
 CLOSE = 0.1
 """Two topics whose scores differ by less are told apart by the domain decoder, if it heard one of them."""
+
+WHOLE_LIKENESS = 0.65
+SHARED_WORDS = 0.66
+"""What only the domain decoder heard counts if it is like one of its questions as a whole, or if so many of its words
+are those of the general one: a decoder that knows nothing else hears "chunk" in "cheap shoes"."""
 
 _QUESTION_FACTOR = 0.85
 _CUE_BASE = 0.3
@@ -189,7 +195,10 @@ class Retrieval:
         if ranked[0].score >= THRESHOLD:
             near = [match for match in ranked if match.score >= ranked[0].score - CLOSE]
             return next((match for match in near if hinted and match.topic is hinted.topic), ranked[0])
-        return hinted if hinted is not None and hinted.score >= THRESHOLD else None
+        if hinted is None or hinted.score < THRESHOLD:
+            return None
+        shared = difflib.SequenceMatcher(None, text.split(), domain.split(), autojunk=False).ratio()
+        return hinted if shared >= SHARED_WORDS or self._whole_likeness(hinted.topic, domain) >= WHOLE_LIKENESS else None
 
     def stems(self, text: str) -> list[str]:
         """Words reduced to what is compared."""
@@ -206,6 +215,11 @@ class Retrieval:
             return 1.0
         questions = max(self._likeness(asked, question) for question in self._questions[number])
         return max(_QUESTION_FACTOR * questions, self._cue_score(number, asked.words))
+
+    def _whole_likeness(self, topic: Topic, text: str) -> float:
+        """How much a text is like the most similar question of a topic."""
+        asked = _Bag(self.stems(text))
+        return max(self._likeness(asked, question) for question in self._questions[self._topics.index(topic)])
 
     def _weight(self, word: str) -> float:
         """How much a word tells: the fewer topics have it, the more."""
