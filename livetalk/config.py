@@ -26,7 +26,7 @@ class ModelConfig:
         audio_layers: first and last layer (inclusive) that adds audio; None = 2 .. layers // 2 as published.
         rotary_split: channels of a head for (time, rows, columns); None = the published d - 2(d//3), d//3, d//3.
         drive_width: last columns of the audio rows that are not heard but drawn from the stream's seed: how far the
-            lids are shut, then where the eyes look, across and down (``model.drive``).
+            lids are shut, where the eyes look, across and down, then where the head sways (``model.drive``).
         pooled_text: the mean of the embedded text is added to the time embedding too, so that the words reach every
             layer's modulation; not in the published network.
     """
@@ -194,8 +194,8 @@ MINI = Preset(
         text_width=64,
         text_tokens=8,
         freq_width=64,
-        audio_width=35,
-        drive_width=3,
+        audio_width=40,
+        drive_width=8,
         in_channels=49,
         out_channels=24,
         pooled_text=True,

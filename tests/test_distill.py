@@ -24,7 +24,7 @@ from livetalk.distill.recipes import Recipe, recipe
 from livetalk.distill.sheets import contact_sheet
 from livetalk.distill.teacher import TeacherConfig, TeacherLoss, frame_rows, mood_change
 from livetalk.distill.visemes import REST
-from livetalk.hub import load_models, random_models
+from livetalk.hub import load_models, random_models, read_checkpoint
 from livetalk.model.transformer import CausalDiT
 from livetalk.types import LiveTalkError, pictures_of
 from livetalk.voice import available_voices
@@ -78,6 +78,22 @@ def test_resume_gives_the_same_weights(run: Path, tmp_path: Path, name: str, mon
     resumed, expected = load_file(tmp_path / "run" / name / train.RESULT), load_file(run / name / train.RESULT)
     assert all(torch.equal(resumed[key], expected[key]) for key in expected)
     assert not all(torch.equal(interrupted[key], expected[key]) for key in expected)
+
+
+@needs_renderer
+def test_a_run_goes_on_from_a_finished_model(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for stage in ("rulers", "audio", "vae"):
+        assert "taken from" in train.run(stage, "smoke", tmp_path, run / "model")[stage]["skipped"]
+    base = read_checkpoint(run / "model")[1]
+    for part in ("audio", "vae"):
+        taken = load_file(tmp_path / part / f"{part}.safetensors")
+        assert all(torch.equal(value, base[f"{part}.{name}"]) for name, value in taken.items())
+    shutil.copytree(run / "clips", tmp_path / "clips")
+    begun: list[dict[str, torch.Tensor]] = []
+    whole = train.teacher.train
+    monkeypatch.setattr(train.teacher, "train", lambda *args: (begun.append(args[-1]), whole(*args))[1])
+    train.run("teacher", "smoke", tmp_path, run / "model")
+    assert all(torch.equal(value, base[f"transformer.{name}"]) for name, value in begun[0].items())
 
 
 @needs_renderer

@@ -69,6 +69,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "audio": torch.randn(3, pictures, TINY.model.heard_width, generator=made).half(),
         "text": torch.randn(3, TINY.model.text_tokens, TINY.model.text_width, generator=made).half(),
         "poses": torch.rand(3, pictures, len(POSE_FIELDS), generator=made),
+        "sway": torch.rand(3, pictures, 5, generator=made),
         "spots": torch.rand(3, pictures, 3, 2, generator=made),
         "seeds": torch.arange(3),
     }

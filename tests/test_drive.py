@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from livetalk.model.drive import driven, gaze, lids
+from livetalk.distill.portraits import MOTIONS, animate, sway_of_clip, sway_of_poses
+from livetalk.model.drive import SWAY_AXES, driven, gaze, lids, sway
 from livetalk.rulers import blinks_per_minute
 
 MINUTE = 960
@@ -38,7 +39,26 @@ def test_gaze_is_the_same_however_it_is_asked_for_and_rests_on_the_camera():
     assert np.abs(np.diff(minutes, axis=1)).max() <= 0.55, "a glance takes two pictures"
 
 
-def test_driven_columns_are_lids_then_gaze():
+def test_sway_is_the_same_however_it_is_asked_for_and_begins_at_the_portrait():
+    whole = sway(7, 0, 300)
+    assert whole.shape == (300, len(SWAY_AXES)) and not whole[0].any()
+    assert np.array_equal(whole, np.concatenate([sway(7, first, 12) for first in range(0, 300, 12)]))
+    assert not np.allclose(whole, sway(8, 0, 300))
+    hour = sway(3, 57_600, MINUTE)
+    assert hour.std() > 0.2 and np.abs(hour).max() <= 2 and np.abs(np.diff(hour, axis=0)).max() < 0.2
+
+
+def test_drawn_heads_go_where_the_sway_says():
+    mouth = np.zeros((48, 3), np.float32)
+    shown = sway_of_clip(11, 48)
+    for motion, reach in MOTIONS.items():
+        poses = animate(mouth, 11, motion)
+        assert np.allclose(poses.track("yaw")[8:] - poses.track("yaw")[0], 0.36 * reach * shown[8:, 0], atol=1e-5)
+        assert np.allclose(sway_of_poses(poses, motion)[8:], shown[8:], atol=1e-3)
+
+
+def test_driven_columns_are_lids_then_gaze_then_sway():
+    assert np.array_equal(driven(3, 40, 24, 8)[:, 3:], sway(3, 40, 24))
     columns = driven(3, 40, 24, 3)
     assert np.array_equal(columns[:, 0], lids(3, 40, 24)) and np.array_equal(columns[:, 1:], gaze(3, 40, 24))
     assert driven(3, 40, 24, 1).shape == (24, 1) and driven(3, 40, 24, 0).shape == (24, 0)

@@ -53,6 +53,7 @@ def stored_clips(folder: Path, frames: int = FRAMES + 3) -> Path:
         "audio": torch.randn(CLIPS, pictures, TINY.model.heard_width, generator=made).half(),
         "text": torch.randn(CLIPS, TINY.model.text_tokens, TINY.model.text_width, generator=made).half(),
         "poses": torch.rand(CLIPS, pictures, len(POSE_FIELDS), generator=made),
+        "sway": torch.rand(CLIPS, pictures, 5, generator=made),
         "spots": torch.rand(CLIPS, pictures, 3, 2, generator=made),
         "seeds": torch.arange(CLIPS) + 10,
     }

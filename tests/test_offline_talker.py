@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from livetalk import voice
-from livetalk.eval.topics import Question, evaluate_topics, load_questions, said
+from livetalk.eval.topics import evaluate_topics, load_questions, said
 from livetalk.stream.talkers import ear as ears
 from livetalk.stream.talkers.ear import Ear, judge
 from livetalk.stream.talkers.offline import OfflineTalker, written

@@ -301,3 +301,11 @@ def test_mirrored_truth_is_that_of_the_mirrored_person() -> None:
     for back, truth in zip(mirrored(*once), (tracks, spots), strict=True):
         torch.testing.assert_close(back, truth)
     assert (once[1][:, 1, 0] < once[1][:, 2, 0]).all(), "the left eye stays left"
+
+
+def test_a_frozen_picture_is_noticed() -> None:
+    moving = np.arange(16, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+    assert rulers.longest_still_s(moving) == 1 / 16
+    frozen = moving.copy()
+    frozen[5:9] = frozen[5]
+    assert rulers.longest_still_s(frozen) == 4 / 16

@@ -20,7 +20,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from livetalk.config import Preset
-from livetalk.distill.portraits import MOODS, MOTIONS, POSE_FIELDS, Face, Poses, animate, caption, draw_clip, landmarks
+from livetalk.distill.portraits import (
+    MOODS,
+    MOTIONS,
+    POSE_FIELDS,
+    Face,
+    Poses,
+    animate,
+    caption,
+    draw_clip,
+    landmarks,
+    sway_of_clip,
+)
 from livetalk.distill.speech import HELD_OUT_SEED, augment, speech_clip
 from livetalk.distill.visemes import REST
 from livetalk.model.audio import AudioEncoder
@@ -42,7 +53,7 @@ PLAIN_PROMPT_SHARE = 0.4
 AUGMENTED_SHARE = 0.5
 
 DRIVEN_FIELDS = ("blink", "gaze_x", "gaze_y")
-"""Truth that becomes the driven columns of the audio rows, in the order of ``livetalk.model.drive``."""
+"""Truth that becomes, before the sway, the driven columns of the audio rows, as ``livetalk.model.drive`` has them."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,7 @@ class Clip:
         pictures: uint8 ``[T, H, W, 3]``; picture 0 is the portrait.
         samples: float32 ``[T * 1000 + look-ahead]`` at ``MODEL_RATE``.
         poses: truth of every picture.
+        sway: where the head goes on each of ``livetalk.model.drive.SWAY_AXES``, whatever its size, float32 ``[T, 5]``.
         spots: float32 ``[T, 3, 2]``: column and row of mouth, left and right eye, in picture sides.
         text: caption.
         mood: one of ``MOODS``.
@@ -63,6 +75,7 @@ class Clip:
     pictures: np.ndarray
     samples: np.ndarray
     poses: Poses
+    sway: np.ndarray
     spots: np.ndarray
     text: str
     mood: str
@@ -111,6 +124,7 @@ def make_clip(
         pictures=draw_clip(face, [poses[index] for index in range(pictures)], size),
         samples=samples[: pictures * MODEL_SAMPLES_PER_PICTURE + look_ahead_samples],
         poses=poses,
+        sway=sway_of_clip(seed, pictures),
         spots=landmarks(face, poses, 1),
         text=text,
         mood=mood,
@@ -143,7 +157,7 @@ def encode_clip(clip: Clip, encoders: Encoders) -> dict[str, Tensor]:
 
     Returns:
         ``latents`` float16 ``[C, F, h, w]``, ``audio`` float16 ``[T, A]``, ``text`` float16 ``[L, W]``,
-        ``poses`` float32 ``[T, fields]``, ``spots`` float32 ``[T, 3, 2]``.
+        ``poses`` float32 ``[T, fields]``, ``sway`` float32 ``[T, 5]``, ``spots`` float32 ``[T, 3, 2]``.
     """
     count = len(clip.pictures)
     video = torch.from_numpy(clip.pictures).permute(3, 0, 1, 2)[None].float() / 127.5 - 1.0
@@ -154,6 +168,7 @@ def encode_clip(clip: Clip, encoders: Encoders) -> dict[str, Tensor]:
         "audio": encoders.audio(window, count)[0].to(torch.float16),
         "text": encoders.text.encode(clip.text)[0].to(torch.float16),
         "poses": torch.from_numpy(clip.poses.values),
+        "sway": torch.from_numpy(clip.sway.astype(np.float32)),
         "spots": torch.from_numpy(clip.spots.astype(np.float32)),
     }
 
@@ -226,9 +241,10 @@ class ClipStore:
 
 
 def driven_rows(clip: dict[str, Tensor], drive_width: int) -> Tensor:
-    """Audio features of a stored clip and the true lids and gaze, float32 ``[T, A + drive_width]``."""
-    driven = clip["poses"][:, [POSE_FIELDS.index(name) for name in DRIVEN_FIELDS[:drive_width]]].float()
-    return torch.cat((clip["audio"].float(), driven), dim=1)
+    """Audio features of a stored clip and its true lids, gaze and sway, float32 ``[T, A + drive_width]``."""
+    eyes = clip["poses"][:, [POSE_FIELDS.index(name) for name in DRIVEN_FIELDS]].float()
+    driven = eyes if drive_width <= len(DRIVEN_FIELDS) else torch.cat((eyes, clip["sway"].float()), dim=1)
+    return torch.cat((clip["audio"].float(), driven[:, :drive_width]), dim=1)
 
 
 def channel_weights(vae: nn.Module, latents: Tensor, probe_strength: float = 0.3) -> Tensor:

@@ -7,6 +7,7 @@ and a matrix product say how quiet and how fast the machine was.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -212,8 +213,13 @@ def opened_browser(microphone: Path, loop: bool = True) -> Iterator[Any]:
 
 
 @contextmanager
-def served(preset: str, **settings: str) -> Iterator[str]:
-    """``app.py`` in its own process, with ``settings`` in its environment; gives its address.
+def served(preset: str, log: Path | None = None, **settings: str) -> Iterator[str]:
+    """``app.py`` in its own process; gives its address.
+
+    Args:
+        preset: name of a preset, or a folder with a checkpoint.
+        log: file for what the server prints; None = errors on this process's own.
+        settings: more of its environment.
 
     Raises:
         LiveTalkError: it did not start.
@@ -228,7 +234,15 @@ def served(preset: str, **settings: str) -> Iterator[str]:
         "GRADIO_SERVER_PORT": str(port),
         **settings,
     }
-    server = subprocess.Popen([sys.executable, "app.py"], cwd=_ROOT, env=environment, stdout=subprocess.DEVNULL)
+    with contextlib.ExitStack() as files:
+        out = files.enter_context(log.open("w")) if log is not None else None
+        server = subprocess.Popen(
+            [sys.executable, "app.py"],
+            cwd=_ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL if out is None else out,
+            stderr=out,
+        )
     url = f"http://127.0.0.1:{port}/"
     try:
         end = time.monotonic() + START_TIMEOUT_S

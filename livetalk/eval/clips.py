@@ -37,6 +37,7 @@ from livetalk.rulers import (
     blinks_per_minute,
     correlation,
     frechet_distance,
+    longest_still_s,
     motion_amount,
     motion_diversity,
     over_clips,
@@ -249,7 +250,8 @@ def _listen(models: Models, probe: Probe, case: Case, seconds: float) -> dict[st
     count = round(seconds * PICTURES_PER_SECOND)
     packets = (np.zeros(MODEL_RATE, np.float32) for _ in range(math.ceil(seconds) + 1))
     watch = Watch(probe, case.portrait)
-    watch.see_all(perform(models, case.portrait, case.text, packets, count, case.seed))
+    pictures = np.concatenate(list(perform(models, case.portrait, case.text, packets, count, case.seed)))
+    watch.see_all([pictures])
     reading = watch.reading
     return {
         "name": case.name,
@@ -257,6 +259,7 @@ def _listen(models: Models, probe: Probe, case: Case, seconds: float) -> dict[st
         "open": float(reading.open.mean()),
         "blinks_per_minute": blinks_per_minute(reading.eyes_shut),
         "movement": motion_amount(reading),
+        "longest_still_s": longest_still_s(pictures),
     }
 
 

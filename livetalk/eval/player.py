@@ -101,12 +101,13 @@ class Screen:
             last = self._segments[-1]
             pictures = round(len(last.sound) * PICTURES_PER_SECOND / PLAYBACK_RATE)
             cut_s = self._end_s if first == last.first + pictures else None
-        is_past = cut_s is None or cut_s <= now_s
+        if cut_s is not None and cut_s <= now_s:
+            cut_s = None
         for segment in self._segments:
-            kept = max(0, round(((now_s if is_past else cut_s) - segment.at_s) * PLAYBACK_RATE))
+            kept = max(0, round(((now_s if cut_s is None else cut_s) - segment.at_s) * PLAYBACK_RATE))
             segment.sound = segment.sound[:kept].copy()
             segment.sound[max(0, round((now_s - segment.at_s) * PLAYBACK_RATE)) :] = 0.0
-        self._end_s = None if is_past else cut_s
+        self._end_s = cut_s
 
 
 def _holds(segment: _Segment, picture: int) -> bool:

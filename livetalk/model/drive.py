@@ -1,12 +1,13 @@
-"""Blinks and gaze of a stream: when the lids shut and where the eyes look, drawn from the seed.
+"""Blinks, gaze and sway of a stream: when the lids shut, where the eyes look, where the head goes, drawn from the seed.
 
 Few-step generation goes to the most likely picture, and at any moment open eyes on the camera are more likely than
-anything else: a network left alone with sound never blinks, and blurs the eyes it cannot foretell. So its last audio
-columns (``ModelConfig.drive_width``) say how far the lids are shut and where the eyes look; in training that is the
-truth, in a stream the tracks of this module. They are functions of seed and picture number alone, so that they may be
-asked for any stretch, in any order, for ever.
+anything else: a network left alone with sound never blinks, and blurs the eyes and the outline of a head it cannot
+foretell. So its last audio columns (``ModelConfig.drive_width``) say how far the lids are shut, where the eyes look and
+where the head sways; in training that is the truth, in a stream the tracks of this module. They are functions of seed
+and picture number alone, so that they may be asked for any stretch, in any order, for ever.
 
-This module does not know how a blink or a glance looks.
+Sway has no size: how far a head goes with it is what the network makes of the words, and nods come from the sound.
+This module does not know how a blink, a glance or a turn of the head looks.
 """
 
 from __future__ import annotations
@@ -35,10 +36,18 @@ GLANCE_REACH = (0.5, 0.3)
 GLANCE_TAKES = 2
 """Pictures a glance takes."""
 
+SWAY_AXES = ("yaw", "pitch", "roll", "dx", "dy")
+SWAY_BANDS = ((0.08, 0.16, 0.5), (0.2, 0.36, 0.33), (0.42, 0.68, 0.17))
+"""Lowest and highest rate in Hz and share of the sines an axis sways with."""
+
 
 def driven(seed: int, first_picture: int, pictures: int, width: int) -> np.ndarray:
-    """The first ``width`` driven columns: lids, gaze across, gaze down; float32 ``[pictures, width]``."""
-    columns = (lids(seed, first_picture, pictures)[:, None], gaze(seed, first_picture, pictures))
+    """The first ``width`` driven columns: lids, gaze across and down, sway; float32 ``[pictures, width]``."""
+    columns = (
+        lids(seed, first_picture, pictures)[:, None],
+        gaze(seed, first_picture, pictures),
+        sway(seed, first_picture, pictures),
+    )
     return np.concatenate(columns, axis=1)[:, :width]
 
 
@@ -82,6 +91,28 @@ def gaze(seed: int, first_picture: int, pictures: int) -> np.ndarray:
         looked += (following - goal) * share
         goal = following
     return looked.astype(np.float32)
+
+
+def sway(seed: int, first_picture: int, pictures: int) -> np.ndarray:
+    """Where the head goes on each of ``SWAY_AXES``, float32 ``[pictures, 5]``, -2..2, 0 at the portrait.
+
+    Args:
+        seed: of the stream.
+        first_picture: number of the first picture in the stream.
+        pictures: how many.
+    """
+    time_s = np.arange(first_picture, first_picture + pictures) / PICTURES_PER_SECOND
+    rng = np.random.default_rng([seed & 0xFFFFFFFF, 0x5A47])
+    return np.stack([sway_of_axis(rng, time_s) for _ in SWAY_AXES], axis=1).astype(np.float32)
+
+
+def sway_of_axis(rng: np.random.Generator, time_s: np.ndarray) -> np.ndarray:
+    """Three slow sines, 0 at time 0, of rates and phases drawn from ``rng``; shape of ``time_s``."""
+    track = np.zeros_like(time_s)
+    for low_hz, high_hz, share in SWAY_BANDS:
+        rate_hz, phase = rng.uniform(low_hz, high_hz), rng.uniform(0, 2 * np.pi)
+        track += share * (np.sin(2 * np.pi * rate_hz * time_s + phase) - np.sin(phase))
+    return track
 
 
 def _glance(seed: int, slot: int) -> tuple[float, np.ndarray]:

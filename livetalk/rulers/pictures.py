@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from livetalk.rulers.tracks import longest_run
+from livetalk.types import PICTURES_PER_SECOND
+
 CELLS = 16
 BLACK_SHARE = 0.6
 """A picture under this share of the portrait's brightness counts as black."""
@@ -39,6 +42,12 @@ EYES = Box(0.42, 0.56, 0.28, 0.72)
 def luminance(pictures: np.ndarray) -> np.ndarray:
     """Brightness [T, H, W], 0..255 (Rec. 601)."""
     return pictures.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+
+
+def longest_still_s(pictures: np.ndarray) -> float:
+    """Seconds that the longest stretch of equal pictures lasts on screen; 1/16 s if all differ."""
+    equal = (pictures[1:] == pictures[:-1]).all(axis=(1, 2, 3))
+    return (1 + longest_run(equal)) / PICTURES_PER_SECOND
 
 
 def sharpness(pictures: np.ndarray, box: Box) -> float:

@@ -48,6 +48,15 @@ def correlation(told: np.ndarray, truth: np.ndarray) -> float:
     return float(np.sum(a * b)) / scale if scale > 1e-9 else 0.0
 
 
+def longest_run(flags: np.ndarray) -> int:
+    """Length of the longest stretch of true values in bool [T]."""
+    longest = run = 0
+    for flag in flags:
+        run = run + 1 if flag else 0
+        longest = max(longest, run)
+    return longest
+
+
 def amplitude_ratio(told: np.ndarray, truth: np.ndarray) -> float:
     """Deviation of a track over that of the truth: 1 is right, 0 does not move."""
     return float(np.std(told) / (np.std(truth) + 1e-9))

@@ -30,7 +30,7 @@ from livetalk.distill.curate.limits import Limits, Reason
 from livetalk.distill.curate.reference import Reference, Restorer, choose_reference, restored
 from livetalk.distill.curate.scan import Stretch
 from livetalk.distill.data import Clip
-from livetalk.distill.portraits import POSE_FIELDS, Poses
+from livetalk.distill.portraits import POSE_FIELDS, Poses, sway_of_poses
 from livetalk.media.videos import VideoBlock, video_blocks
 from livetalk.rulers import Reading
 from livetalk.types import MODEL_SAMPLES_PER_PICTURE, LiveTalkError
@@ -203,6 +203,7 @@ def _judged(gathered: Gathered, order: Order, tools: Tools, limits: Limits) -> C
         pictures=pictures,
         samples=gathered.samples(int(figures.get("sync_lag", 0)), order.ahead_samples),
         poses=poses,
+        sway=sway_of_poses(poses, str(figures["motion"])),
         spots=spots,
         text=caption,
         mood=str(figures.get("mood", "")),

@@ -17,7 +17,7 @@ from livetalk.distill.curate.faces import FaceBox, opencv
 from livetalk.distill.curate.limits import Limits, Reason
 from livetalk.media.pictures import looks_illustrated
 from livetalk.model.mel import MelAudioEncoder
-from livetalk.rulers import Probe, Reading, luminance, shifted_correlation
+from livetalk.rulers import Probe, Reading, longest_run, luminance, shifted_correlation
 from livetalk.types import MODEL_RATE, MODEL_SAMPLES_PER_PICTURE
 
 MARGIN_PICTURES = 16
@@ -63,7 +63,7 @@ def picture_figures(pictures: np.ndarray, face: FaceBox, limits: Limits) -> dict
         "face_light": float(light.mean()),
         "contrast": float(light.std(axis=(1, 2)).mean()),
         "blur": float(np.median([blur_effect(one) for one in some])),
-        "still_run": float(_longest_run(still)),
+        "still_run": float(longest_run(still)),
         "still_share": float(still.mean()),
     }
 
@@ -151,11 +151,3 @@ def head_travel(pictures: np.ndarray, face: FaceBox) -> float:
 
 def _autocorrelation(rows: np.ndarray) -> Any:
     return np.fft.irfft(np.abs(np.fft.rfft(rows, 2 * rows.shape[1], axis=1)) ** 2, axis=1)
-
-
-def _longest_run(flags: np.ndarray) -> int:
-    longest = run = 0
-    for flag in flags:
-        run = run + 1 if flag else 0
-        longest = max(longest, run)
-    return longest

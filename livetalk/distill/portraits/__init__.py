@@ -7,7 +7,17 @@ skia-python, which is imported when the first picture is made.
 
 from livetalk.distill.portraits.drawing import draw, draw_clip, landmarks
 from livetalk.distill.portraits.face import Face
-from livetalk.distill.portraits.motion import MOODS, MOTIONS, POSE_FIELDS, Pose, Poses, animate, caption
+from livetalk.distill.portraits.motion import (
+    MOODS,
+    MOTIONS,
+    POSE_FIELDS,
+    Pose,
+    Poses,
+    animate,
+    caption,
+    sway_of_clip,
+    sway_of_poses,
+)
 
 __all__ = [
     "MOODS",
@@ -21,4 +31,6 @@ __all__ = [
     "draw",
     "draw_clip",
     "landmarks",
+    "sway_of_clip",
+    "sway_of_poses",
 ]

@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from livetalk.model.drive import SWAY_AXES, sway_of_axis
+
 PICTURES_HZ = 16.0
 EASE_S = 0.4
 MOTIONS = {"still": 0.12, "gentle": 0.5, "lively": 1.15}
@@ -65,6 +67,8 @@ class Pose:
 
 
 POSE_FIELDS = tuple(f.name for f in fields(Pose))
+HEAD_REACH = {"yaw": (0.22, 0.36), "pitch": (0.10, 0.28), "roll": (0.03, 0.055), "dx": (0.0, 0.010), "dy": (0.0, 0.006)}
+"""Of each of ``SWAY_AXES``: how far heads are turned at rest, and how far they go for a sway of 1."""
 
 
 class Poses:
@@ -115,7 +119,7 @@ def animate(mouth: np.ndarray, seed: int, motion: str = "gentle", mood: str = "n
         )
     if mouth.ndim != 2 or mouth.shape[1] != 3 or not len(mouth):
         raise ValueError(f"a mouth track has shape [T, 3] with T >= 1, got {list(mouth.shape)}")
-    rng = np.random.default_rng([seed, 0x30710])
+    rng = _draws(seed)
     count = len(mouth)
     time_s = np.arange(count) / PICTURES_HZ
     ease = np.clip(time_s / EASE_S, 0.0, 1.0)
@@ -135,21 +139,31 @@ def animate(mouth: np.ndarray, seed: int, motion: str = "gentle", mood: str = "n
     return Poses(np.stack([out[name] for name in POSE_FIELDS], 1).astype(np.float32))
 
 
+def sway_of_clip(seed: int, count: int) -> np.ndarray:
+    """The sway that ``animate`` gives the head of that seed, whatever its motion: float32 ``[count, 5]``."""
+    rng, tracks = _draws(seed), []
+    for _ in SWAY_AXES:
+        tracks.append(sway_of_axis(rng, np.arange(count) / PICTURES_HZ))
+        rng.uniform(-1, 1)  # the pose at rest
+    return np.stack(tracks, axis=1).astype(np.float32)
+
+
+def sway_of_poses(poses: Poses, motion: str) -> np.ndarray:
+    """About the sway of a head that was filmed, from its poses and how lively it is: float32 ``[T, 5]``."""
+    turned = [(poses.track(name) - poses.track(name)[0]) / HEAD_REACH[name][1] for name in SWAY_AXES]
+    return np.clip(np.stack(turned, axis=1) / MOTIONS[motion], -2.0, 2.0).astype(np.float32)
+
+
+def _draws(seed: int) -> np.random.Generator:
+    return np.random.default_rng([seed, 0x30710])
+
+
 def _head(
     out: dict[str, np.ndarray], rng: np.random.Generator, time_s: np.ndarray, ease: np.ndarray, amplitude: float
 ) -> None:
-    """Rest pose plus three slow sines an axis, zero at the start."""
-    for name, rest, reach in (
-        ("yaw", 0.22, 0.36),
-        ("pitch", 0.10, 0.28),
-        ("roll", 0.03, 0.055),
-        ("dx", 0.0, 0.010),
-        ("dy", 0.0, 0.006),
-    ):
-        sway = np.zeros_like(time_s)
-        for low_hz, high_hz, share in ((0.08, 0.16, 0.5), (0.2, 0.36, 0.33), (0.42, 0.68, 0.17)):
-            rate_hz, phase = rng.uniform(low_hz, high_hz), rng.uniform(0, 2 * np.pi)
-            sway += share * (np.sin(2 * np.pi * rate_hz * time_s + phase) - np.sin(phase))
+    """Rest pose plus sway, which is zero at the start."""
+    for name, (rest, reach) in HEAD_REACH.items():
+        sway = sway_of_axis(rng, time_s)
         out[name] = rest * rng.uniform(-1, 1) + amplitude * reach * ease * sway
 
 

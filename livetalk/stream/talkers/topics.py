@@ -198,7 +198,9 @@ class Retrieval:
         if hinted is None or hinted.score < THRESHOLD:
             return None
         shared = difflib.SequenceMatcher(None, text.split(), domain.split(), autojunk=False).ratio()
-        return hinted if shared >= SHARED_WORDS or self._whole_likeness(hinted.topic, domain) >= WHOLE_LIKENESS else None
+        return (
+            hinted if shared >= SHARED_WORDS or self._whole_likeness(hinted.topic, domain) >= WHOLE_LIKENESS else None
+        )
 
     def stems(self, text: str) -> list[str]:
         """Words reduced to what is compared."""
