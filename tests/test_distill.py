@@ -24,7 +24,7 @@ from livetalk.distill.recipes import Recipe, recipe
 from livetalk.distill.sheets import contact_sheet
 from livetalk.distill.teacher import TeacherConfig, TeacherLoss, frame_rows, mood_change
 from livetalk.distill.visemes import REST
-from livetalk.hub import load_models, random_models, read_checkpoint
+from livetalk.hub import load_models, random_models, read_checkpoint, save_models
 from livetalk.model.transformer import CausalDiT
 from livetalk.types import LiveTalkError, pictures_of
 from livetalk.voice import available_voices
@@ -94,6 +94,20 @@ def test_a_run_goes_on_from_a_finished_model(run: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(train.teacher, "train", lambda *args: (begun.append(args[-1]), whole(*args))[1])
     train.run("teacher", "smoke", tmp_path, run / "model")
     assert all(torch.equal(value, base[f"transformer.{name}"]) for name, value in begun[0].items())
+
+
+def test_a_base_that_is_driven_less_says_the_same_until_it_is_driven(tmp_path: Path) -> None:
+    narrow = replace(SMOKE.preset, model=replace(SMOKE.preset.model, audio_width=11, drive_width=3))
+    models = random_models(narrow, dtype="float32")
+    modules = {"transformer": models.transformer, "vae": models.vae, "audio": models.audio}
+    save_models(tmp_path, narrow, modules, "float32")
+    wide = CausalDiT(SMOKE.preset.model)
+    train._from_base(replace(SMOKE, base=str(tmp_path)), wide, "transformer")
+    rows = torch.randn(1, 12, 16)
+    rows[..., 11:] = 0
+    assert torch.allclose(wide.audio_proj(rows), models.transformer.audio_proj(rows[..., :11]), atol=1e-5)
+    rows[..., 11:] = 1
+    assert not torch.allclose(wide.audio_proj(rows), models.transformer.audio_proj(rows[..., :11]), atol=1e-2)
 
 
 @needs_renderer

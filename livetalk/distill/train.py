@@ -21,8 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from livetalk.config import to_dict
 from livetalk.distill import audio, dmd, ode, rulers, teacher
@@ -45,7 +46,7 @@ from livetalk.model.transformer import CausalDiT
 from livetalk.model.vae import WanVideoVAE
 from livetalk.model.weights import load_transformer_state, original_state
 from livetalk.rulers import PROBE_FILE
-from livetalk.types import LiveTalkError
+from livetalk.types import PICTURES_PER_LATENT, LiveTalkError
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,9 @@ SHARED: tuple[Stage, ...] = ("teacher", "ode", "dmd")
 
 LAUNCHED = "ACCELERATE_MIXED_PRECISION"
 """What ``accelerate launch`` leaves in the environment."""
+
+NEW_COLUMNS = 0.25
+"""Size of the weights that a base gets for driven columns it does not know; those it knows have about as much."""
 
 RESULT = "model.safetensors"
 """In the folder of each stage that trains the generator: its moving average, float32."""
@@ -148,8 +152,20 @@ def _take_encoder(chosen: Recipe, module: nn.Module, part: str, folder: Path) ->
 
 def _from_base(chosen: Recipe, module: nn.Module, part: str) -> nn.Module:
     """``module`` with the weights that the base has for it."""
-    load_part(module, part, read_checkpoint(Path(chosen.base))[1], chosen.base)
+    preset, state = read_checkpoint(Path(chosen.base))
+    missing = chosen.preset.model.drive_width - preset.model.drive_width
+    if missing > 0:
+        name = "transformer.audio_proj.proj.weight"
+        state[name] = _with_columns(state[name], missing)
+    load_part(module, part, state, chosen.base)
     return module
+
+
+def _with_columns(weight: Tensor, count: int) -> Tensor:
+    """An audio projection that also takes ``count`` more driven columns; small random values, from 0 it learns late."""
+    rows = weight.unflatten(1, (PICTURES_PER_LATENT, -1))
+    fresh = torch.randn(*rows.shape[:2], count, generator=torch.Generator().manual_seed(0))
+    return torch.cat((rows, NEW_COLUMNS * fresh), dim=2).flatten(1)
 
 
 def _make_data(chosen: Recipe, folder: Path) -> Figures:
