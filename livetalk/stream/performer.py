@@ -45,6 +45,8 @@ SAFETY_PICTURES = 2
 
 LEAST_MARGIN_S = 0.15
 MARGIN_FACTOR = 1.5
+HASTE_FACTOR = 1.2
+"""Allowance on the time a chunk takes, where a reply shall begin as soon as it can be made."""
 SPEAKING_LEVEL = 0.01
 """Pieces whose sound stays under this amplitude count as silence in what is shown as the state."""
 
@@ -146,13 +148,14 @@ class Performer:
         forgets that speech. Until then the face lives on what has left.
 
         Args:
-            delay_s: until the guess will be confirmed and its first picture can be on screen.
+            delay_s: until the guess will be confirmed and its first picture can be on screen; longer if making takes
+                longer.
 
         Returns:
             The first picture held.
         """
         assert self._playback is not None
-        first = math.ceil((self._playback.position_s + delay_s) * PICTURES_PER_SECOND)
+        first = max(math.ceil((self._playback.position_s + delay_s) * PICTURES_PER_SECOND), self._soonest())
         first = max(first, self._track.next_picture, self._takes[0].first if self._takes else self._next_picture)
         self._held_from, self._left_before_hold = first, self._next_picture
         self._next_picture = min(self._next_picture, first)
@@ -284,6 +287,14 @@ class Performer:
     def close(self) -> None:
         """Give back the decoding thread, if there is one."""
         self._maker.close()
+
+    def _soonest(self) -> int:
+        """First picture from which on everything can be made anew in time: its chunk, and then the one behind it."""
+        assert self._playback is not None
+        chunk_s = HASTE_FACTOR * self.times.typical_s("audio", "denoise", "commit", "decode")
+        first = math.ceil((self._playback.position_s + chunk_s) * PICTURES_PER_SECOND)
+        stop = self._span(self._index_of(first))[1]
+        return first if self._playback.ahead_s(stop) >= 2 * chunk_s else stop
 
     def _begin_speech(self, packet: AudioChunk, delay_s: float) -> None:
         self._track.check(packet)

@@ -27,10 +27,10 @@ from livetalk.stream.track import checked_samples
 from livetalk.stream.turns import TurnTaker
 from livetalk.types import MODEL_RATE, PICTURES_PER_SECOND, AudioChunk, Identity, LiveTalkError, Pictures, SpeechEnd
 
-SHOWING_S = 0.12
-"""Allowance for a picture to get from here to a screen."""
+SHOWING_S = 0.04
+"""Allowance for a picture to leave; on the way to a screen it has the time that the player waits at the beginning."""
 
-LAST_CHANCE_S = 0.1
+LAST_CHANCE_S = 0.03
 """A guess that is not sure this long before its first picture is due is taken back."""
 
 SETTLING_S = 1.0
@@ -242,7 +242,7 @@ class TalkSession(Session):
         self._spoken, self._is_closed_off = reply, False
         sure_at_s = self.conversation.confirmed_at_s
         sure_in_s = 0.0 if reply.is_sure or sure_at_s is None else max(0.0, sure_at_s - self._since_opened_s())
-        self._spoken_from = self._performer.hold(max(sure_in_s, self._performer.margin_s) + SHOWING_S)
+        self._spoken_from = self._performer.hold(sure_in_s + SHOWING_S)
 
     def _show(self, reply: Reply) -> Pictures | None:
         """Let a reply that is sure leave; returns the word that pictures before it are void, if so."""
