@@ -6,6 +6,7 @@ A visitor with a microphone asks something every ten seconds, in real time. ``LI
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import shutil
@@ -66,6 +67,7 @@ def test_half_an_hour_of_conversation(tmp_path: Path) -> None:
         for minute in range(MINUTES):
             page.wait_for_timeout(60_000)
             minutes.append({"minute": minute + 1, **sizes(server), **page.evaluate(TOLD)})
+            (tmp_path / "minutes.json").write_text(json.dumps(minutes, indent=1))
         lines = page.evaluate(LINES)
     check_sizes(minutes)
     check_clock(minutes)
