@@ -45,7 +45,7 @@ SAFETY_PICTURES = 2
 
 LEAST_MARGIN_S = 0.15
 MARGIN_FACTOR = 1.5
-HASTE_FACTOR = 1.2
+HASTE_FACTOR = 1.8
 """Allowance on the time a chunk takes, where a reply shall begin as soon as it can be made."""
 SPEAKING_LEVEL = 0.01
 """Pieces whose sound stays under this amplitude count as silence in what is shown as the state."""
