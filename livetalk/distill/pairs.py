@@ -79,7 +79,9 @@ def cut_clip(clip: dict[str, Tensor], frames: int) -> dict[str, Tensor]:
             "or make longer clips."
         )
     pictures = pictures_of(frames)
-    tracks = {key: clip[key][:pictures] for key in ("audio", "poses", "sway", "spots") if key in clip}
+    tracks: dict[str, Tensor] = {
+        key: clip[key][:pictures] for key in ("audio", "poses", "sway", "spots") if key in clip
+    }
     return {"latents": clip["latents"][:, :frames], "text": clip["text"], **tracks}
 
 
