@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from livetalk.eval import browser_talk, conversation
-from livetalk.eval.player import LEAD_S, Screen
+from livetalk.eval.player import LEAD_S, SPARE_S, Screen
 from livetalk.stream.avatar import Avatar
 from livetalk.stream.talkers.protocol import Heard
 from livetalk.types import PLAYBACK_SAMPLES_PER_PICTURE, LiveTalkError
@@ -16,8 +16,9 @@ from tests.live import tiny_models
 from tests.test_conversation import Scripted, words
 
 
-def message(first: int, pictures: int, generation: int = 0) -> dict:
-    return {"first": first, "pictures": pictures, "generation": generation, "flush": pictures == 0}
+def message(first: int, pictures: int, generation: int = 0, ahead_s: float = 0.0) -> dict:
+    flush, facts = pictures == 0, {"ahead_s": ahead_s}
+    return {"first": first, "pictures": pictures, "generation": generation, "flush": flush, "facts": facts}
 
 
 def tone(pictures: int, level: float) -> np.ndarray:
@@ -54,6 +55,20 @@ def test_the_screen_falls_silent_at_once_if_the_past_is_void_and_moves_what_is_l
     assert screen.picture_s(99) is None
 
 
+def test_the_screen_wins_back_in_silence_what_a_late_message_cost() -> None:
+    screen = Screen()
+    screen.push(message(0, 4), tone(4, 0.0), 10.0)
+    screen.push(message(4, 4, ahead_s=0.2), tone(4, 0.5), 10.55)  # was on its way for half a second
+    assert screen.stalls == 1
+    for number in range(2, 80):
+        said = tone(4, 0.5 if number < 30 else 0.0)
+        screen.push(message(4 * number, 4, ahead_s=0.2), said, 9.8 + number / 4)
+        if number == 29:
+            assert screen.slipped_s == 0, "speech is not made shorter"
+    assert screen.slipped_s == pytest.approx(0.4 - SPARE_S, abs=0.01)
+    assert screen.picture_s(30.0) == pytest.approx(10.0 + SPARE_S + 319 / 16, abs=0.07)
+
+
 def test_questions_are_answered_and_interrupted() -> None:
     talker = Scripted(lambda *_: [Heard("a question"), *words(["word"] * 12)])
     figures = conversation.measure(Avatar(tiny_models()), conversation.questions(2), talkers=[talker])
@@ -81,9 +96,11 @@ def test_what_the_browser_told_becomes_figures() -> None:
         "sound": run(2_800, 3_500) + run(3_900, 5_400) + run(6_900, 9_000),
         "turns": [{"sound": 2_790, "picture": 2_830}, {"sound": 6_900, "picture": None}],
         "ducks": [100, 5_090],
-        "counters": {"stalls": 1, "stallMs": 40},
+        "counters": {"stalls": 1, "stallMs": 40, "slippedMs": 30},
+        "drawn": [{"index": 9, "offsetMs": -4}, {"index": 10, "offsetMs": 50}, {"index": 21, "offsetMs": 8}],
     }
     figures = browser_talk.figures(told)
+    assert figures["border_offset_ms"] == {"p50": 6.0, "p95": pytest.approx(7.8), "n": 2, "most": 8}
     assert (figures["questions"], figures["answered"], figures["stalls"]) == (3, 2, 1)
     assert figures["end_of_speech_to_first_sound_ms"] == {"p50": 850.0, "p95": 895.0, "n": 2}
     assert figures["end_of_speech_to_first_picture_ms"]["p50"] == 830.0

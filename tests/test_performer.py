@@ -136,7 +136,7 @@ class Oracle:
         heard = torch.from_numpy(padded[first * MODEL_SAMPLES_PER_PICTURE : stop_sample])
         with torch.no_grad():
             rows = self._audio(heard[None], stop - first)
-        return self._maker.make(index, rows).pictures()
+        return self._maker.make(index, rows).pictures(first, stop)
 
 
 def test_speech_may_begin_inside_a_chunk_already_made() -> None:

@@ -51,8 +51,12 @@ TOLD = """() => ({
   sound: window.sound,
   turns: window.livetalk.turns.map((turn) => ({ sound: turn.soundMs, picture: turn.pictureMs })),
   ducks: window.livetalk.log.filter((entry) => entry.what === 'duck').map((entry) => entry.ms),
+  drawn: window.livetalk.player.log.drawn.filter(({ offsetMs }) => offsetMs !== null),
   counters: window.livetalk.player.counters,
 })"""
+
+CHUNK_PICTURES = 12
+FIRST_CHUNK_PICTURES = 9
 
 
 def converse(preset: str, clips: Sequence[np.ndarray], rate: int) -> dict[str, Any]:
@@ -65,7 +69,8 @@ def converse(preset: str, clips: Sequence[np.ndarray], rate: int) -> dict[str, A
 
     Returns:
         As ``livetalk.eval.conversation.measure`` names them: ``answered``, ``end_of_speech_to_first_sound_ms``,
-        ``..._to_first_picture_ms``, ``interrupt_to_silence_ms``, ``duck_ms``; and ``stalls`` of the player.
+        ``..._to_first_picture_ms``, ``interrupt_to_silence_ms``, ``duck_ms``; ``stalls`` of the player, and
+        ``border_offset_ms``, how far sound and picture are apart at the borders of chunks (over the last six minutes).
 
     Raises:
         LiveTalkError: no Chromium, no playwright, no ``app.py`` (not a clone), or the server did not start.
@@ -113,6 +118,8 @@ def figures(told: dict[str, Any]) -> dict[str, Any]:
         if cut is not None:
             silent.append((onset, cut))
             ducked.append((onset, next((at for at in told["ducks"] if at > onset), None)))
+    borders = [one for one in told["drawn"] if (one["index"] - FIRST_CHUNK_PICTURES) % CHUNK_PICTURES == 0]
+    apart = [abs(one["offsetMs"]) for one in borders]
     return {
         "questions": len(questions),
         "answered": sum(answer is not None for _, answer in first),
@@ -122,6 +129,8 @@ def figures(told: dict[str, Any]) -> dict[str, Any]:
         "duck_ms": spread_ms(ducked, unit_s=1e-3),
         "stalls": told["counters"]["stalls"],
         "stall_ms": told["counters"]["stallMs"],
+        "slipped_ms": told["counters"]["slippedMs"],
+        "border_offset_ms": {**spread_ms([(0, one) for one in apart], unit_s=1e-3), "most": max(apart, default=None)},
     }
 
 

@@ -29,7 +29,7 @@ from livetalk.stream.talkers import registry
 from livetalk.types import MODEL_RATE, LiveTalkError
 from livetalk.voice import default_voice, speak
 
-PACKET_S = 0.08
+PACKET_S = 0.04
 CALM_S = 1.0
 """Quiet before a question that does not interrupt."""
 INTO_REPLY_S = 1.2
@@ -105,8 +105,8 @@ def measure(avatar: Avatar, clips: Sequence[np.ndarray], talkers: Sequence[Any] 
     Returns:
         ``end_of_speech_to_first_sound_ms``, ``end_of_speech_to_first_picture_ms`` (end of the visitor's voice -> heard,
         seen), ``interrupt_to_silence_ms`` (onset of the interrupting voice -> last sound), ``duck_ms`` (onset -> told
-        to be less loud), each with p50, p95 and n; ``answered`` questions, ``real_time_factor``, ``late_s``, and what
-        the machine was like.
+        to be less loud), each with p50, p95 and n; ``answered`` questions, ``real_time_factor``, ``late_s``,
+        ``stalls``, ``slipped_s`` (silence made shorter), and what the machine was like.
     """
     chain = registry.talker_chain("offline") if talkers is None else talkers
     session = avatar.conversation(_portrait(avatar), talkers=chain)
@@ -129,6 +129,8 @@ def measure(avatar: Avatar, clips: Sequence[np.ndarray], talkers: Sequence[Any] 
         **_figures(script.turns),
         "real_time_factor": round(session.real_time_factor or 0.0, 2),
         "late_s": round(session.late_s, 3),
+        "stalls": script.screen.stalls,
+        "slipped_s": round(script.screen.slipped_s, 3),
         **machine(avatar.models.device),
     }
 

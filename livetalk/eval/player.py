@@ -1,7 +1,8 @@
 """A player without a browser: when would a visitor hear and see what was sent? The rules are those of ``player.js``.
 
 Sound is scheduled a little after the first message and then without a gap; a message that comes too late moves sound
-and pictures; a new generation replaces everything from its first picture on. This module does not know who sends.
+and pictures, and silence is made shorter until that is made up for; a new generation replaces everything from its first
+picture on. This module does not know who sends.
 """
 
 from __future__ import annotations
@@ -16,16 +17,21 @@ from livetalk.types import PICTURES_PER_SECOND, PLAYBACK_RATE
 
 LEAD_S = 0.1
 LEAST_AHEAD_S = 0.01
+SPARE_S = 0.04
+LEAST_SLIP_S = 0.005
+RECENT = 16
+SILENT = 0.005
 LOUD = 0.01
 REMEMBERED_S = 120.0
 
 
 @dataclass
 class _Segment:
-    """Sound and pictures of one message: from ``at_s`` on, pictures from ``first`` on; came at ``came_s``."""
+    """Sound and pictures of one message: from ``at_s`` on, ``pictures`` from ``first`` on; came at ``came_s``."""
 
     at_s: float
     first: int
+    pictures: int
     sound: np.ndarray
     came_s: float
 
@@ -41,6 +47,11 @@ class Screen:
         self._segments: deque[_Segment] = deque()
         self._generation: int | None = None
         self._end_s: float | None = None
+        self._spares_s: deque[float] = deque(maxlen=RECENT)
+        self.stalls = 0
+        """Messages that came too late."""
+        self.slipped_s = 0.0
+        """By how much silence was made shorter."""
 
     def push(self, header: dict[str, Any], sound: np.ndarray, now_s: float) -> None:
         """Take a message.
@@ -57,10 +68,16 @@ class Screen:
             self._generation = header["generation"]
         if not header["pictures"]:
             return
-        late = self._end_s is None or self._end_s < now_s + LEAST_AHEAD_S
-        at_s = now_s + LEAD_S if late or self._end_s is None else self._end_s
-        self._segments.append(_Segment(at_s, header["first"], sound, now_s))
-        self._end_s = at_s + header["pictures"] / PICTURES_PER_SECOND
+        at_s, pictures = now_s + LEAD_S, header["pictures"]
+        if self._end_s is not None and self._end_s >= now_s + LEAST_AHEAD_S:
+            at_s = self._end_s
+        elif self._end_s is not None:
+            self.stalls += 1
+            self._spares_s.clear()
+        slip_s = self._slip_s(at_s - now_s - header["facts"].get("ahead_s", 0.0), sound)
+        sound = sound[: len(sound) - round(slip_s * PLAYBACK_RATE)]
+        self._segments.append(_Segment(at_s, header["first"], pictures, sound, now_s))
+        self._end_s = at_s + pictures / PICTURES_PER_SECOND - slip_s
         while self._segments[0].stop_s < now_s - REMEMBERED_S:
             self._segments.popleft()
 
@@ -90,6 +107,19 @@ class Screen:
                 return max(segment.at_s + into, segment.came_s)
         return None
 
+    def _slip_s(self, spare_s: float, sound: np.ndarray) -> float:
+        """By how much a message is made shorter, given the time that is spare before it is heard."""
+        spares = self._spares_s
+        spares.append(spare_s)
+        too_much_s = min(spares) - SPARE_S
+        is_silent = np.abs(sound).max(initial=0.0) < SILENT
+        if len(spares) < RECENT or too_much_s < LEAST_SLIP_S or not is_silent:
+            return 0.0
+        slip_s = min(too_much_s, 0.5 / PICTURES_PER_SECOND)
+        self._spares_s = deque((spare - slip_s for spare in spares), RECENT)
+        self.slipped_s += slip_s
+        return slip_s
+
     def _replace_from(self, first: int, now_s: float) -> None:
         """Pictures from ``first`` on are void; those before are still shown, but all falls silent now."""
         if self._generation is None:
@@ -97,10 +127,9 @@ class Screen:
         cut_s = next(
             (s.at_s + (first - s.first) / PICTURES_PER_SECOND for s in self._segments if _holds(s, first)), None
         )
-        if cut_s is None and self._segments and self._segments[-1].stop_s == self._end_s:
-            last = self._segments[-1]
-            pictures = round(len(last.sound) * PICTURES_PER_SECOND / PLAYBACK_RATE)
-            cut_s = self._end_s if first == last.first + pictures else None
+        last = self._segments[-1] if self._segments else None
+        if last is not None and first == last.first + last.pictures:
+            cut_s = self._end_s
         if cut_s is not None and cut_s <= now_s:
             cut_s = None
         for segment in self._segments:
@@ -111,8 +140,7 @@ class Screen:
 
 
 def _holds(segment: _Segment, picture: int) -> bool:
-    count = round(len(segment.sound) * PICTURES_PER_SECOND / PLAYBACK_RATE)
-    return segment.first <= picture < segment.first + count
+    return segment.first <= picture < segment.first + segment.pictures
 
 
 def _loud_s(segment: _Segment) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Making chunks, and unmaking them: latents, cache and decoder of one stream, with a way back for every chunk.
 
 A chunk goes through two stages. Denoising reads the cache; the clean pass that writes the chunk into it is put off
-until the next chunk is made, so that the first picture does not wait for it. Decoding needs only the latents and the
-decoder's state before the chunk; it can run in a thread beside the denoising of the next chunk, with the same bits.
+until the next chunk is made, so that the first picture does not wait for it. Decoding (``livetalk.stream.decoding``)
+needs only the latents and the decoder's state before the chunk; it is put off until pictures are wanted, or runs in a
+thread beside the denoising of the next chunk, with the same bits.
 
 What a chunk changed is kept with it (a restore point of the cache, the decoder state before it), so that the newest
 chunks can be taken back and made again with other sound. The noise of a chunk depends on nothing but the seed and the
@@ -16,10 +17,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,11 +33,9 @@ from livetalk.model.cache import KVCache, RestorePoint
 from livetalk.model.conditions import Conditions, image_condition, pack_audio
 from livetalk.model.drive import driven
 from livetalk.rollout import chunk_noise, commit_chunk, denoise_chunk, new_cache
+from livetalk.stream.decoding import Decoded, Decoding
 from livetalk.stream.pace import StageTimes
 from livetalk.types import MODEL_SAMPLES_PER_PICTURE, Identity, picture_span
-
-Decoded = tuple[np.ndarray, Any]
-"""Pictures uint8 ``[T, H, W, 3]`` and the decoder's state after them."""
 
 Committed = tuple[Tensor, Conditions]
 """Latents of a chunk in the cache and what it was made from."""
@@ -53,14 +53,14 @@ class Look:
         cache: warmed-up cache of a new face and the point after its warm-up, used by one stream only; None = go on
             with the one there is.
         recent: chunks in its rolling window.
-        decoder: state of the decoder after the warm-up.
+        decoder: the last chunk of the warm-up.
     """
 
     identity: Identity
     images: tuple[Tensor, Tensor] = field(repr=False)
     cache: tuple[KVCache, RestorePoint] | None = field(default=None, repr=False)
     recent: tuple[Committed, ...] = field(default=(), repr=False)
-    decoder: Future[Decoded] | None = field(default=None, repr=False)
+    decoder: Decoding | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ class Before:
 
     Attributes:
         cache: the cache, and the point in it to come back to.
-        decoder: decoder state (None at the start of the stream), possibly still being computed.
+        decoder: the chunk before; None = the stream starts.
         recent: what is in the cache's rolling window.
         look: who was drawn.
         text: the words as the network takes them.
     """
 
     cache: tuple[KVCache, RestorePoint] = field(repr=False)
-    decoder: Future[Decoded] | None
+    decoder: Decoding | None = field(repr=False)
     recent: tuple[Committed, ...] = field(repr=False)
     look: Look
     text: Any = field(repr=False)
@@ -91,7 +91,7 @@ class Take:
         first, stop: its pictures.
         cond: what it was made from.
         latents: ``[1, C, F, h, w]``, clean.
-        decoded: its pictures and the decoder state after it, possibly still being computed.
+        decoded: its pictures, as far as they are decoded.
         before: the state before it.
     """
 
@@ -100,12 +100,12 @@ class Take:
     stop: int
     cond: Conditions
     latents: Tensor
-    decoded: Future[Decoded] = field(repr=False)
+    decoded: Decoding = field(repr=False)
     before: Before = field(repr=False)
 
-    def pictures(self) -> np.ndarray:
-        """uint8 ``[stop - first, H, W, 3]``; waits for the decoder."""
-        return self.decoded.result()[0]
+    def pictures(self, first: int, stop: int) -> np.ndarray:
+        """Those from ``first`` to before ``stop`` of the stream, uint8 ``[T, H, W, 3]``; waits for the decoder."""
+        return self.decoded.pictures(first - self.first, stop - self.first)
 
 
 class ChunkMaker:
@@ -130,7 +130,7 @@ class ChunkMaker:
         self._looks = [(0, self._look)]
         self._text: Any = identity.text.to(models.device)
         self._newest: Take | None = None
-        self._decoder_state: Future[Decoded] | None = None
+        self._decoding: Decoding | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="livetalk-decode") if overlap else None
         beside = overlap and models.device.type == "cuda"
         self._stream = torch.cuda.Stream(models.device) if beside else None
@@ -154,8 +154,10 @@ class ChunkMaker:
             first, stop = picture_span(index * self._frames, self._frames)
             warm.make(index, self._models.audio(self._silence(stop - first), stop - first))
         warm._commit_newest()
+        if warm._decoding is not None:
+            warm._decoding.state()
         begun = warm._cache, warm._cache.restore_point()
-        return dataclasses.replace(warm._look, cache=begun, recent=warm._recent, decoder=warm._decoder_state)
+        return dataclasses.replace(warm._look, cache=begun, recent=warm._recent, decoder=warm._decoding)
 
     @torch.inference_mode()
     def make(self, index: int, rows: Tensor) -> Take:
@@ -173,11 +175,10 @@ class ChunkMaker:
             noise = chunk_noise(self._seed, index, self._shape, len(self._settings.timesteps))
             latents = denoise_chunk(self._models.transformer, self._cache, cond, noise, self._settings)
         first, stop = picture_span(index * self._frames, self._frames)
-        state = self._decoder_state
         made = None if self._stream is None else torch.cuda.current_stream(self._models.device).record_event()
-        decoded = self._start(lambda: self._decode(latents, state, made))
+        decoded = Decoding(latents, self._decoding, partial(self._decode, made), self._thread)
         take = Take(index, first, stop, cond, latents, decoded, before)
-        self._newest, self._decoder_state = take, take.decoded
+        self._newest, self._decoding = take, decoded
         return take
 
     def unmake(self, take: Take) -> None:
@@ -185,7 +186,7 @@ class ChunkMaker:
         before = take.before
         self._cache, point = before.cache
         self._cache.restore(point)
-        self._newest, self._decoder_state = None, before.decoder
+        self._newest, self._decoding = None, before.decoder
         self._recent, self._look, self._text = before.recent, before.look, before.text
 
     def close(self) -> None:
@@ -210,7 +211,7 @@ class ChunkMaker:
 
     def _before(self) -> Before:
         cache = self._cache, self._cache.restore_point()
-        return Before(cache, self._decoder_state, self._recent, self._look, self._text)
+        return Before(cache, self._decoding, self._recent, self._look, self._text)
 
     def _take_look(self, index: int) -> None:
         """Change to the look that the stream has from chunk ``index`` on, if it is another one."""
@@ -221,7 +222,7 @@ class ChunkMaker:
         if look.cache is not None:
             self._cache, begun = look.cache
             self._cache.restore(begun)  # it may have been used and unmade before
-            self._recent, self._decoder_state = look.recent, look.decoder
+            self._recent, self._decoding = look.recent, look.decoder
         elif self._cache.stored_frames > self._settings.sink_frames:
             self._retell()
 
@@ -266,8 +267,7 @@ class ChunkMaker:
         return dataclasses.replace(cond, text=self._text)
 
     @torch.inference_mode()
-    def _decode(self, latents: Tensor, before: Future[Decoded] | None, made: torch.cuda.Event | None) -> Decoded:
-        state = None if before is None else before.result()[1]
+    def _decode(self, made: torch.cuda.Event | None, latents: Tensor, state: Any) -> Decoded:
         with self._times.stage("decode"), self._on_stream(latents, made):
             pictures, state = self._models.vae.decode_chunk(latents, state)
             levels = ((pictures[0].float() + 1.0) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
@@ -283,11 +283,3 @@ class ChunkMaker:
             self._stream.wait_event(made)
             latents.record_stream(self._stream)
             yield
-
-    def _start(self, work: Callable[[], Decoded]) -> Future[Decoded]:
-        """Run ``work`` in the decoding thread, or here and now."""
-        if self._thread is not None:
-            return self._thread.submit(work)
-        done: Future[Decoded] = Future()
-        done.set_result(work())
-        return done

@@ -4,9 +4,9 @@ Three verbs: push speech, clear what was not shown, iterate pictures. There are 
 
 * **Without a clock** (clips): pictures of a chunk leave as soon as its sound and the look-ahead are there. At the end
   of the speech the chunk is filled up with silence and pictures leave up to the end of the speech.
-* **With a clock** (live): pictures leave in small pieces at most a lead ahead of playback. Where nothing is said the
-  face lives on silence. When speech begins, goes on, ends or is cleared inside chunks already made, those chunks are
-  made again from where they began, with the same noise and the new sound; what already left stays as it is.
+* **With a clock** (live): pictures leave by the latent frame, at most a lead ahead of playback: little has left when
+  somebody interrupts. Where nothing is said the face lives on silence. When speech begins, goes on, ends or is cleared
+  inside chunks already made, those are made again from where they began, with the same noise and the new sound.
 
 A chunk never depends on how or when its sound arrived, only on the sound, the seed and the chunks before it.
 This module knows nothing of files, pages, threads of the caller, or what is said.
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from livetalk.hub import Models
 from livetalk.stream.chunks import ChunkMaker, Look, Take
+from livetalk.stream.grid import Grid
 from livetalk.stream.pace import Playback, StageTimes, Timer
 from livetalk.stream.track import SoundTrack
 from livetalk.types import (
@@ -34,25 +35,20 @@ from livetalk.types import (
     Identity,
     Pictures,
     SpeechEnd,
-    picture_span,
 )
 
-PIECE_PICTURES = PICTURES_PER_LATENT
-"""Live pictures leave in pieces of at most this many, so that little has left when somebody interrupts."""
-
 SAFETY_PICTURES = 2
-"""After ``clear`` this many pictures after the one on screen stay as they are: the new ones need time to arrive."""
-
+"""After ``clear`` at least so many pictures after the one on screen stay: new ones must be made and arrive."""
 LEAST_MARGIN_S = 0.15
 MARGIN_FACTOR = 1.5
-HASTE_FACTOR = 1.8
-"""Allowance on the time a chunk takes, where a reply shall begin as soon as it can be made."""
+HASTE_FACTOR = 1.25
+"""Allowance on the time a chunk takes, where something new shall be seen as soon as it can be made."""
 SPEAKING_LEVEL = 0.01
 """Pieces whose sound stays under this amplitude count as silence in what is shown as the state."""
 
 
 class Performer:
-    """Generates one stream of pictures; not thread-safe, one stream each.
+    """Generates one stream of pictures; not thread-safe.
 
     Args:
         models: networks and preset; shared, never changed.
@@ -75,6 +71,7 @@ class Performer:
     ) -> None:
         preset = models.preset
         self._frames = preset.rollout.chunk_frames
+        self._grid = Grid(self._frames)
         self._look_ahead = preset.audio.look_ahead_samples
         self._playback = Playback(clock, preset.stream.lead_s if lead_s is None else lead_s) if clock else None
         self.times = StageTimes(clock or time.perf_counter)
@@ -91,8 +88,10 @@ class Performer:
         self._held_from: int | None = None
         self._left_before_hold = 0
         self.generation = 0
+        self.ahead_s = 0.0
+        """Live: how long before they are due on screen the latest pictures left."""
         self.first_picture_s: float | None = None
-        """From the last sample that the latest speech's first chunk needed to its pictures."""
+        """From the last sample that the latest speech's first chunk needed to its first picture."""
 
     def push(self, packet: AudioChunk | SpeechEnd, delay_s: float = 0.0) -> None:
         """Take a packet of speech of any length, or the end of a piece of speech.
@@ -135,9 +134,10 @@ class Performer:
         if self._playback is None:
             self._track.cut(self._next_picture)
         else:
-            self._next_picture = min(self._next_picture, self._playback.next_picture + SAFETY_PICTURES)
+            first = max(self._playback.next_picture + SAFETY_PICTURES, self._soonest())
+            self._next_picture = min(self._next_picture, first)
             self._track.break_off(self._next_picture)
-        self._rewind(self._index_of(self._next_picture))
+        self._rewind(self._grid.chunk_of(self._next_picture))
         self._awaited = None
         return self._next_picture
 
@@ -182,7 +182,7 @@ class Performer:
         if first is None:
             return
         self._track.cut(first)
-        self._rewind(self._index_of(first))
+        self._rewind(self._grid.chunk_of(first))
         self._next_picture = max(self._next_picture, self._left_before_hold)
         self._awaited = None
 
@@ -208,8 +208,9 @@ class Performer:
 
     def change_look(self, look: Look) -> None:
         """Another face or other words, from the next chunk on of which nothing has left."""
-        first = self._index_of(max(self._next_picture, self._left_before_hold if self._held_from is not None else 0))
-        if first < self._next_chunk and self._span(first)[0] < self._next_picture:
+        left = self._left_before_hold if self._held_from is not None else 0
+        first = self._grid.chunk_of(max(self._next_picture, left))
+        if first < self._next_chunk and self._grid.span(first)[0] < self._next_picture:
             first += 1
         self._rewind(first)
         self._maker.change_look(first, look)
@@ -223,7 +224,7 @@ class Performer:
         """The next pictures that can leave now, making a chunk if need be; None = not without more sound or time."""
         while True:
             take = next((take for take in self._takes if take.stop > self._next_picture), None)
-            if take is not None and (take.decoded.done() or not take.index or not self._may_make(ahead=True)):
+            if take is not None and (self._is_ready(take) or not take.index or not self._may_make(ahead=True)):
                 return self._leave(take)
             if take is None and not self._may_make(ahead=False):
                 return None
@@ -270,14 +271,13 @@ class Performer:
     @property
     def margin_s(self) -> float:
         """A chunk whose sound is not there is made with silence when playback comes this close."""
-        typical_s = self.times.typical_s("audio", "denoise", "commit", "decode")
-        lead_s = self._playback.lead_s if self._playback else LEAST_MARGIN_S
-        return min(max(LEAST_MARGIN_S, MARGIN_FACTOR * typical_s), max(LEAST_MARGIN_S, lead_s / 2))
+        most_s = self._playback.lead_s / 2 if self._playback else 0.0
+        return max(LEAST_MARGIN_S, min(MARGIN_FACTOR * self._making_s(self._frames), most_s))
 
     @property
     def real_time_factor(self) -> float | None:
         """Seconds of video per second of work, over the last chunks; None before the first."""
-        spent_s = self.times.typical_s("audio", "denoise", "commit", "decode")
+        spent_s = self._making_s(self._frames)
         return self._frames * PICTURES_PER_LATENT / PICTURES_PER_SECOND / spent_s if spent_s > 0 else None
 
     def held_nbytes(self) -> int:
@@ -289,12 +289,16 @@ class Performer:
         self._maker.close()
 
     def _soonest(self) -> int:
-        """First picture from which on everything can be made anew in time: its chunk, and then the one behind it."""
         assert self._playback is not None
-        chunk_s = HASTE_FACTOR * self.times.typical_s("audio", "denoise", "commit", "decode")
-        first = math.ceil((self._playback.position_s + chunk_s) * PICTURES_PER_SECOND)
-        stop = self._span(self._index_of(first))[1]
-        return first if self._playback.ahead_s(stop) >= 2 * chunk_s else stop
+        return self._grid.soonest(self._playback, lambda frames: HASTE_FACTOR * self._making_s(frames))
+
+    def _making_s(self, frames: int) -> float:
+        """How long it takes to make a chunk and to decode so many of its latent frames."""
+        return self.times.typical_s("audio", "denoise", "commit") + frames * self.times.typical_s("decode")
+
+    def _is_ready(self, take: Take) -> bool:
+        """Whether the next picture to leave does not wait for a decoder."""
+        return take.decoded.is_ready(self._grid.frame_of(max(take.first, self._next_picture)))
 
     def _begin_speech(self, packet: AudioChunk, delay_s: float) -> None:
         self._track.check(packet)
@@ -305,20 +309,13 @@ class Performer:
         self._urgent_s = self.margin_s  # kept while this speech lasts, or a slow moment would outrun its delay
         self._awaited, self._heard_at_s = start, None
 
-    def _span(self, chunk: int) -> tuple[int, int]:
-        return picture_span(chunk * self._frames, self._frames)
-
-    def _index_of(self, picture: int) -> int:
-        """The chunk that holds ``picture``."""
-        return (picture + PICTURES_PER_LATENT - 1) // (PICTURES_PER_LATENT * self._frames)
-
     def _sound_stop(self, chunk: int) -> int:
         """Position after the last sample that chunk ``chunk`` hears."""
-        return self._span(chunk)[1] * MODEL_SAMPLES_PER_PICTURE + self._look_ahead
+        return self._grid.span(chunk)[1] * MODEL_SAMPLES_PER_PICTURE + self._look_ahead
 
     def _sound_is_there(self, chunk: int) -> bool:
         """Whether all that chunk ``chunk`` hears, and all that is heard with its pictures, is settled."""
-        return self._track.covers(self._sound_stop(chunk), self._span(chunk)[1])
+        return self._track.covers(self._sound_stop(chunk), self._grid.span(chunk)[1])
 
     def _may_make(self, *, ahead: bool) -> bool:
         """Whether the next chunk should be made now; ``ahead``: although pictures of the chunk before still wait."""
@@ -326,13 +323,13 @@ class Performer:
         if waiting > int(ahead) or (ahead and not self._overlap):
             return False
         if self._playback is None:
-            first = max(self._span(self._next_chunk)[0], self._next_picture)
+            first = max(self._grid.span(self._next_chunk)[0], self._next_picture)
             return self._sound_is_there(self._next_chunk) and (self._track.open or first < self._track.next_picture)
         urgent = not self._playback.begun or self._playback.ahead_s(self._next_picture) <= self._urgent_s
         return self._sound_is_there(self._next_chunk) or (urgent and not waiting)
 
     def _make(self) -> None:
-        first, stop = self._span(self._next_chunk)
+        first, stop = self._grid.span(self._next_chunk)
         with self.times.stage("audio"):
             features = self._track.features(first, stop - first)
         self._takes.append(self._maker.make(self._next_chunk, features))
@@ -355,24 +352,26 @@ class Performer:
         """Picture before which the next piece ends; the piece is empty if nothing of the take may leave."""
         take = next(take for take in self._takes if take.stop > self._next_picture)
         if self._playback is not None:
-            stop = min(take.stop, self._next_picture + PIECE_PICTURES)
+            stop = self._grid.frame_stop(self._next_picture)
             return stop if self._held_from is None else min(stop, self._held_from)
         return take.stop if self._track.open else min(take.stop, self._track.next_picture)
 
     def _leave(self, take: Take) -> Pictures | None:
         first, stop = self._next_picture, self._piece_stop()
-        pictures = take.pictures()
-        self._note_first_picture(take)
+        begun = max(stop, first + 1)  # what is next is decoded ahead
+        pictures = take.pictures(first, begun)
+        self._note_first_picture(begun)
         if stop <= first or (self._playback is not None and self._playback.due_in_s(stop) > 0):
             return None
         if self._playback is not None:
             self._playback.hand_out(first)
+            self.ahead_s = self._playback.ahead_s(first)
         sound = self._track.playback_sound(first, stop)
         self._next_picture = stop
         self._forget()
         return Pictures(
             first_picture=first,
-            pictures=pictures[first - take.first : stop - take.first],
+            pictures=pictures[: stop - first],
             sound=sound,
             generation=self.generation,
             speaking=bool(np.abs(sound).max(initial=0.0) > SPEAKING_LEVEL),
@@ -385,16 +384,17 @@ class Performer:
             shown = min(shown, self._playback.next_picture)
         while self._takes and self._takes[0].stop <= shown:
             self._takes.popleft()
-        self._track.forget(self._takes[0].first if self._takes else self._span(self._next_chunk)[0])
+        self._track.forget(self._takes[0].first if self._takes else self._grid.span(self._next_chunk)[0])
 
     def _note_arrival(self) -> None:
         """Remember when the last sample came that the first chunk of this speech needs."""
         if self._awaited is None or self._heard_at_s is not None:
             return
-        if self._sound_is_there(self._index_of(self._awaited)):
+        if self._sound_is_there(self._grid.chunk_of(self._awaited)):
             self._heard_at_s = self._timer()
 
-    def _note_first_picture(self, take: Take) -> None:
-        if self._awaited is not None and self._heard_at_s is not None and take.first <= self._awaited < take.stop:
+    def _note_first_picture(self, stop: int) -> None:
+        """Everything before picture ``stop`` is there."""
+        if self._awaited is not None and self._heard_at_s is not None and self._awaited < stop:
             self.first_picture_s = self._timer() - self._heard_at_s
             self._awaited = None

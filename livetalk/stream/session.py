@@ -262,6 +262,7 @@ class Session:
             "first_picture_ms": self.first_picture_ms,
             "mirror_delay_s": self.mirror_delay_s,
             "late_s": self.late_s,
+            "ahead_s": self._performer.ahead_s,
             "dropped_samples": self.dropped_samples,
             "notice": self.notice,
         }

@@ -3,7 +3,7 @@
 // DelayMeter: how long it takes from the visitor's voice to the mouth that repeats it.
 
 const FRAME_S = 0.02; // loudness is judged this often
-const PACKET_S = 0.08; // what is sent at once
+const PACKET_S = 0.04; // what is sent at once
 const WAITING_S = 1.0; // older sound is not sent any more
 
 const MICROPHONE_WORKLET = `

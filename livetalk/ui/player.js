@@ -6,8 +6,11 @@
 
 const LEAD_S = 0.1; // scheduled ahead of the first sound, and after every late fragment
 const FADE_S = 0.005;
-const SLACK_S = 1.6; // more than this queued in silence means that the sound device runs slower than the server
-const KEPT = 4000; // entries of the debug logs
+const SPARE_S = 0.04; // enough between the arrival of a fragment that left at the last moment and its sound
+const RECENT = 16; // fragments that tell how much there is between the two
+const LEAST_SLIP_S = 0.005;
+const SILENT = 0.005; // nobody misses some hundredths of a second that are no louder
+const KEPT = 6000; // entries of the debug logs: six minutes of pictures
 
 function parseMessage(base64) {
   const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
@@ -53,11 +56,12 @@ class Player {
     this.replacedFrom = 0;
     this.nextIndex = 0;
     this.end = null;
+    this.spares = []; // seconds, see schedule()
     this.shown = -1;
     this.shownGeneration = null;
     this.counters = {
       fragments: 0, stale: 0, lostFragments: 0, received: 0, decoded: 0, drawn: 0, skipped: 0, stalls: 0,
-      stallMs: 0, slipped: 0, decodeErrors: 0, heardSamples: 0,
+      stallMs: 0, slippedMs: 0, decodeErrors: 0, heardSamples: 0,
     };
     this.log = { fragments: [], drawn: [], heard: [], stalls: [], generations: [], offsets: [] };
   }
@@ -194,9 +198,14 @@ class Player {
     return last && picture === last.first + last.pictures ? this.end : null;
   }
 
+  // When the sound of a fragment is heard: behind the one before, or a little from now if that is over.
+  //
+  // The server says how far ahead of its own clock a fragment left. What would remain if it had left at the last moment
+  // is spare: it grows when a late fragment moves everything back, or when the sound device is slower than the server.
+  // Visitors wait for it in every answer, so silence is made shorter until little enough of it is left: the last picture
+  // of a silent fragment stays for less than a sixteenth of a second.
   schedule(header, pcm) {
     const now = this.context.currentTime;
-    let pictures = header.pictures;
     let at = this.end;
     if (at === null) {
       at = now + LEAD_S;
@@ -206,14 +215,13 @@ class Player {
       keep(this.log.stalls, { picture: header.first, ms: 1000 * (now + LEAD_S - at) });
       this.changed('late', {});
       at = now + LEAD_S;
-    } else if (header.state === 'idle' && at - now > SLACK_S && pictures > 1) {
-      pictures -= 1; // slip one silent picture
-      this.counters.slipped += 1;
+      this.spares = [];
     }
-    const samples = Math.round((pcm.length * pictures) / header.pictures);
+    const slip = this.slip(at - now - (header.facts.ahead_s || 0), header, pcm);
+    const samples = pcm.length - Math.round(slip * header.rate);
     let source = null;
     let heard = null;
-    if (samples) {
+    if (samples > 0) {
       const buffer = this.context.createBuffer(1, samples, header.rate);
       const channel = buffer.getChannelData(0);
       for (let i = 0; i < samples; i += 1) channel[i] = pcm[i] / 32768;
@@ -225,9 +233,23 @@ class Player {
       heard = { generation: header.generation, first: header.first, at, until: at + samples / header.rate, state: header.state };
       keep(this.log.heard, heard);
     }
-    this.segments.push({ at, first: header.first, pictures, generation: header.generation, state: header.state, source, heard });
-    this.end = at + pictures / header.fps;
+    const { first, pictures, generation, state } = header;
+    this.segments.push({ at, first, pictures, generation, state, source, heard });
+    this.end = at + pictures / header.fps - slip;
     return at;
+  }
+
+  // Seconds by which a fragment is made shorter, given its spare time; see schedule().
+  slip(spare, header, pcm) {
+    this.spares.push(spare);
+    if (this.spares.length > RECENT) this.spares.shift();
+    const tooMuch = Math.min(...this.spares) - SPARE_S;
+    const isSilent = pcm.every((x) => Math.abs(x) < 32768 * SILENT);
+    if (this.spares.length < RECENT || tooMuch < LEAST_SLIP_S || !isSilent) return 0;
+    const slip = Math.min(tooMuch, 0.5 / header.fps);
+    this.spares = this.spares.map((value) => value - slip);
+    this.counters.slippedMs += Math.round(1000 * slip);
+    return slip;
   }
 
   decode(header, parts) {

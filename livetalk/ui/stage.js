@@ -64,7 +64,7 @@ const microphone = new Microphone({
       if (mode === 'talk') talk.heard(answer);
     } catch (error) {
       unheard += 1;
-      if (unheard === 12) say(word('lost')); // a second of speech
+      if (unheard === 25) say(word('lost')); // a second of speech
       throw error;
     }
   },

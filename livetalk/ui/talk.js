@@ -140,6 +140,8 @@ class Talk {
   // The server's answer to a packet of the microphone comes before its pictures do.
   heard(answer) {
     this.answer = answer || {};
+    const isCut = this.isSpeaking && this.answer.voice && this.answer.generation > this.player.generation;
+    if (isCut && this.ducked > 0) { this.setDuck(0, 'voice'); this.player.silence(); }
     if (this.isSpeaking && this.answer.duck) this.setDuck(Math.min(this.ducked, DUCKED), 'server');
   }
 

@@ -1,0 +1,57 @@
+"""Where the pictures of a stream lie: which chunk and which latent frame, and what can still be made in time.
+
+This module knows nothing of how chunks are made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from livetalk.stream.pace import Playback
+from livetalk.types import PICTURES_PER_LATENT, PICTURES_PER_SECOND, picture_span
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Chunks of ``frames`` latent frames; the first frame of the stream is one picture, later ones four."""
+
+    frames: int
+
+    def span(self, chunk: int) -> tuple[int, int]:
+        """First picture of a chunk, and the one after its last."""
+        return picture_span(chunk * self.frames, self.frames)
+
+    def chunk_of(self, picture: int) -> int:
+        """The chunk that holds ``picture``."""
+        return _latent_frame(picture) // self.frames
+
+    def frame_of(self, picture: int) -> int:
+        """Which latent frame of its chunk holds ``picture``."""
+        return _latent_frame(picture) % self.frames
+
+    def frame_stop(self, picture: int) -> int:
+        """First picture after the latent frame that holds ``picture``."""
+        return picture_span(_latent_frame(picture), 1)[1]
+
+    def soonest(self, playback: Playback, making_s: Callable[[int], float]) -> int:
+        """First picture from which on everything can be made anew in time: in its chunk, and then in the one behind.
+
+        Args:
+            playback: what is on screen.
+            making_s: seconds to make a chunk and to decode so many of its latent frames, with an allowance.
+        """
+        picture = math.ceil(playback.position_s * PICTURES_PER_SECOND)
+        while True:
+            stop = self.span(self.chunk_of(picture))[1]
+            if playback.ahead_s(picture) < making_s(self.frame_of(picture) + 1):
+                picture += 1
+            elif playback.ahead_s(stop) < making_s(self.frames) + making_s(1):
+                picture = stop
+            else:
+                return picture
+
+
+def _latent_frame(picture: int) -> int:
+    return (picture + PICTURES_PER_LATENT - 1) // PICTURES_PER_LATENT
