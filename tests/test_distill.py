@@ -91,7 +91,8 @@ def test_a_run_goes_on_from_a_finished_model(run: Path, tmp_path: Path, monkeypa
     shutil.copytree(run / "clips", tmp_path / "clips")
     begun: list[dict[str, torch.Tensor]] = []
     whole = train.teacher.train
-    monkeypatch.setattr(train.teacher, "train", lambda *args: (begun.append(args[-1]), whole(*args))[1])
+    monkeypatch.setattr(train.teacher, "train", lambda *args: (begun.append(args[-2]), whole(*args))[1])
+    train.run("reader", "smoke", tmp_path, run / "model")
     train.run("teacher", "smoke", tmp_path, run / "model")
     assert all(torch.equal(value, base[f"transformer.{name}"]) for name, value in begun[0].items())
 

@@ -27,6 +27,7 @@ from livetalk.distill.loop import Loop, LoopConfig, Partner, training_device
 from livetalk.distill.losses import critic_loss, draw_timesteps, matching_gradient, matching_loss, regression_loss
 from livetalk.distill.onpolicy import RollConfig, Rolled, Roller
 from livetalk.distill.optimisers import Rates
+from livetalk.distill.reader import Reader
 from livetalk.distill.scores import Guidance, Score
 from livetalk.distill.teacher import TeacherConfig, TeacherLoss
 from livetalk.model.attention import ChunkMask
@@ -60,6 +61,8 @@ class DmdConfig(RollConfig):
         mouth_weight: additional weight of the gradient at the mouth.
         eye_weight: additional weight of the gradient at eyes and brows.
         true_weight: weight of the squared distance from the true clip, beside the gradient.
+        reader_weight: weight of what a reader (``livetalk.distill.reader``) sees of mouth, eyes and mood in rollouts,
+            compared with the true clip; 0 = none.
         together: the calls of guidance in one batch, for a GPU that is not full.
         teacher_model: sizes of the teacher; None = those of the student.
         critic_model: sizes of the critic; None = those of the teacher.
@@ -78,6 +81,7 @@ class DmdConfig(RollConfig):
     mouth_weight: float = 0.0
     eye_weight: float = 0.0
     true_weight: float = 0.0
+    reader_weight: float = 0.0
     together: bool = False
     teacher_model: ModelConfig | None = None
     critic_model: ModelConfig | None = None
@@ -109,6 +113,7 @@ class Matching:
         student: what is distilled.
         teacher: frozen; guided as ``config`` says.
         critic: follows the student.
+        reader: frozen; needed if ``config.reader_weight`` is not 0.
     """
 
     def __init__(
@@ -119,8 +124,9 @@ class Matching:
         student: CausalDiT,
         teacher: CausalDiT,
         critic: CausalDiT,
+        reader: Reader | None = None,
     ) -> None:
-        self.preset, self.config, self.student = preset, config, student
+        self.preset, self.config, self.student, self.reader = preset, config, student, reader
         guidance = Guidance(config.text_scale, config.audio_scale)
         negative = load_file(config.negative)["text"][None].to(teacher.device) if config.negative else None
         self.teacher = Score(teacher, preset.rollout.prediction, guidance, negative, together=config.together)
@@ -155,11 +161,18 @@ class Matching:
             "exit_step": rolled.exit_step,
             "level": float(t.mean()),
         }
-        if self.config.true_weight:
+        if self.config.true_weight or self.reader is not None:
             truth = torch.stack([clip["latents"][:, rolled.frames].float() for clip in rolled.clips])
-            distance = regression_loss(rolled.latents, truth.to(rolled.latents), weights)
+            truth = truth.to(rolled.latents)
+        if self.config.true_weight:
+            distance = regression_loss(rolled.latents, truth, weights)
             figures["from_truth"] = float(distance.detach())
             loss = loss + self.config.true_weight * distance
+        if self.reader is not None and self.config.reader_weight:
+            counted = (rolled.frames > 0).to(rolled.latents).expand(len(truth), -1)
+            read = self.reader.distance(rolled.latents, truth, rolled.cond.portrait, counted)
+            figures["read"] = float(read.detach())
+            loss = loss + self.config.reader_weight * read
         return loss, figures
 
     def critic_loss(self, _: nn.Module, draws: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -205,7 +218,7 @@ def load_network(model: ModelConfig, path: Path, dtype: torch.dtype) -> CausalDi
     return network.eval()
 
 
-def train(
+def train(  # noqa: PLR0913  # a stage's settings
     preset: Preset,
     clips: Path,
     folder: Path,
@@ -214,6 +227,7 @@ def train(
     config: DmdConfig | None = None,
     on_checkpoint: Callable[[Loop], None] | None = None,
     stop_after: int | None = None,
+    reader: Reader | None = None,
 ) -> Loop:
     """Distil on-policy, or go on with the run in ``folder``. Call it once in every rank.
 
@@ -229,6 +243,7 @@ def train(
         loop: length, the student's rates.
         config: see ``DmdConfig``.
         on_checkpoint, stop_after: see ``Loop.run``.
+        reader: see ``Matching``.
 
     Returns:
         The loop; its moving average is the result.
@@ -241,7 +256,7 @@ def train(
     teacher.prepare_for_inference(dtype, tokens)
     student = load_network(preset.model, weights.student, dtype)
     critic = load_network(config.critic_model or teacher_model, weights.critic or weights.teacher, dtype)
-    matching = Matching(store, preset, config, student, teacher, critic)
+    matching = Matching(store, preset, config, student, teacher, critic, reader)
     rates = replace(config.critic, learning_rate=config.rate_factor * config.critic.learning_rate)
     partner = Partner(Learner(critic, matching.critic_loss, rates), every=config.every, alone=config.alone)
     loop = replace(loop, learning_rate=config.rate_factor * loop.learning_rate)

@@ -18,6 +18,7 @@ from livetalk.config import Preset, to_dict
 from livetalk.distill.data import ClipStore, channel_weights
 from livetalk.distill.loop import Loop, LoopConfig
 from livetalk.distill.pairs import clip_conditions
+from livetalk.distill.reader import Reader
 from livetalk.distill.scores import output_to_x0, with_portrait
 from livetalk.distill.teacher import Network, TeacherConfig, TeacherLoss
 from livetalk.flow import add_noise
@@ -45,6 +46,8 @@ class OdeConfig:
         real: what batches of true clips look like, and how much mouth and eyes count.
         level_floor: chunks at noise level s count 1 / (s^2 + floor); None = all the same, as published.
         plain: every latent counts the same, frame 0 included, as published; False = as ``real`` weighs them.
+        reader_weight: weight of what a reader (``livetalk.distill.reader``) sees of mouth, eyes and mood, compared with
+            the true clip instead of the trajectory's end; 0 = none.
         dtype: number format to compute in; master weights are always float32.
     """
 
@@ -59,6 +62,7 @@ class OdeConfig:
     real: TeacherConfig = field(default_factory=lambda: TeacherConfig(whole_share=0.0))
     level_floor: float | None = None
     plain: bool = False
+    reader_weight: float = 0.0
     dtype: str = "float32"
 
 
@@ -87,6 +91,7 @@ class OdeRegression:
         channel_weights: ``[C]``, see ``livetalk.distill.data.channel_weights``.
         real: true clips to mix in; None = those of the pairs.
         network: what to call instead of the model itself (a compiled twin with the same weights).
+        reader: frozen; needed if ``config.reader_weight`` or that of true clips is not 0.
     """
 
     def __init__(
@@ -97,9 +102,11 @@ class OdeRegression:
         channel_weights: Tensor,
         real: ClipStore | None = None,
         network: Network | None = None,
+        reader: Reader | None = None,
     ) -> None:
         self.store, self.preset, self.config, self.network = store, preset, config, network
-        self.real = TeacherLoss(real or store, preset, config.real, channel_weights, network)
+        self.reader = reader
+        self.real = TeacherLoss(real or store, preset, config.real, channel_weights, network, reader)
         self.channel_weights = channel_weights.view(1, -1, 1, 1, 1)
         self.chunk = preset.rollout.chunk_frames
         # the clean entry is told and taken as noise level 0
@@ -119,7 +126,16 @@ class OdeRegression:
         noise = torch.randn(trajectory[:, 0].shape, generator=draws).to(device)
         network = model if self.network is None else self.network
         x0 = self.denoise(network, trajectory, cond, given, noise, self.mask(draws))
-        return self.loss(x0, trajectory[:, -1], given, None if self.config.plain else self.weights(clips, device))
+        loss, figures = self.loss(
+            x0, trajectory[:, -1], given, None if self.config.plain else self.weights(clips, device)
+        )
+        if self.reader is not None and self.config.reader_weight:
+            truth = torch.stack([clip["latents"].float() for clip in clips]).to(device)
+            counted = self.strength(given).repeat_interleave(self.chunk, dim=1)
+            counted[:, 0] = 0
+            read = self.reader.distance(x0, truth, cond.portrait, counted.to(device))
+            loss, figures["read"] = loss + self.config.reader_weight * read, float(read.detach())
+        return loss, figures
 
     def given(self, batch: int, chunks: int, draws: torch.Generator) -> Given:
         """A level for every chunk; some are past instead, but never the last chunk."""
@@ -177,6 +193,12 @@ class OdeRegression:
         output = network(x, t, cond, block_mask=mask).float()
         return output_to_x0(output, x, sigma, cond.portrait, self.preset.rollout.prediction)
 
+    def strength(self, given: Given) -> Tensor:
+        """How much every chunk counts, ``[B, chunks]``."""
+        if self.config.level_floor is None:
+            return given.counted
+        return given.counted / (self.sigmas[given.entries].square() + self.config.level_floor)
+
     def weights(self, clips: Sequence[dict[str, Tensor]], device: torch.device) -> Tensor:
         """How much each latent of a batch counts, ``[B, C, F, h, w]``: channels, mouth and eyes; 0 on frame 0."""
         frames, (height, width) = torch.arange(clips[0]["latents"].shape[1]), clips[0]["latents"].shape[-2:]
@@ -195,10 +217,7 @@ class OdeRegression:
             weights: broadcast over latents; None = all the same (spec section 10.1).
         """
         square = (x0 - clean).square()
-        counted = given.counted
-        if self.config.level_floor is not None:
-            counted = counted / (self.sigmas[given.entries].square() + self.config.level_floor)
-        per_frame = counted.repeat_interleave(self.chunk, dim=1).to(square).view(len(square), 1, -1, 1, 1)
+        per_frame = self.strength(given).repeat_interleave(self.chunk, dim=1).to(square).view(len(square), 1, -1, 1, 1)
         loss = (square * per_frame if weights is None else square * per_frame * weights).mean()
         with torch.no_grad():
             plain = square.mean(dim=(1, 3, 4)).unflatten(1, (-1, self.chunk)).mean(-1).cpu()
@@ -209,7 +228,7 @@ class OdeRegression:
         return loss, figures
 
 
-def train(
+def train(  # noqa: PLR0913  # a stage's settings
     preset: Preset,
     pairs: Path,
     folder: Path,
@@ -218,6 +237,7 @@ def train(
     config: OdeConfig | None = None,
     on_checkpoint: Callable[[Loop], None] | None = None,
     start: Mapping[str, Tensor] | None = None,
+    reader: Reader | None = None,
 ) -> Loop:
     """Train a student on pairs, or go on with the run in ``folder``. Call it once in every rank.
 
@@ -230,6 +250,7 @@ def train(
         config: what a batch looks like.
         on_checkpoint: see ``Loop.run``.
         start: weights to begin with, by name: the teacher's. None = random ones, which learn nothing useful soon.
+        reader: see ``OdeRegression``.
 
     Returns:
         The finished loop; its moving average is the result. It is meant to be rolled out without guidance.
@@ -239,7 +260,7 @@ def train(
     real = ClipStore(Path(config.real_clips)) if config.real_clips else None
     some = torch.stack([clip["latents"][:, :7] for clip in store.clips(range(min(len(store), 4)))]).float()
     channels = torch.ones(some.shape[1]) if vae is None else channel_weights(vae, some)
-    loss = OdeRegression(store, preset, config, channels, real)
+    loss = OdeRegression(store, preset, config, channels, real, reader=reader)
     torch.manual_seed(loop.seed)
     model = CausalDiT(preset.model)
     if start is not None:

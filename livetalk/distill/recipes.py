@@ -57,6 +57,7 @@ class Recipe:
         base: folder of a finished model of these sizes to go on from: its probe and encoders are taken as they are, and
             the teacher's training starts from its generator; "" = everything from nothing.
         rulers, audio, vae: settings of these stages.
+        reader_loop: length and rates of the reader; it is trained if ``reader_weight`` of a later stage is not 0.
         teacher, teacher_loop: what the teacher's batches look like; length and rates.
         pairs: how the teacher's trajectories are made.
         ode, ode_loop: the same two for ODE initialisation.
@@ -77,6 +78,7 @@ class Recipe:
     rulers: ProbeTraining = field(default_factory=ProbeTraining)
     audio: EarTraining = field(default_factory=EarTraining)
     vae: VaeRecipe = field(default_factory=VaeRecipe)
+    reader_loop: LoopConfig = field(default_factory=LoopConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     teacher_loop: LoopConfig = field(default_factory=LoopConfig)
     pairs: PairConfig = field(default_factory=PairConfig)
@@ -185,7 +187,7 @@ def _smoke() -> Recipe:
     loop = LoopConfig(steps=10, warmup_steps=1, log_every=1, learning_rate=2e-3, matrix_rate=0.01, average_decay=0.7)
     patient = replace(loop, steps=80, learning_rate=5e-4, matrix_rate=0.002, average_decay=0.9)
     crops = CropSettings(batch=2, pixels=16, pictures=5)
-    teacher = TeacherConfig(batch=3, whole_frames=9, whole_batch=2, sinks=(0, 3))
+    teacher = TeacherConfig(batch=3, whole_frames=9, whole_batch=2, sinks=(0, 3), reader_weight=0.1)
     critic = replace(critic_rates(), learning_rate=1e-3)
     return Recipe(
         preset=preset,
@@ -203,12 +205,13 @@ def _smoke() -> Recipe:
             ranks=1,
             joint=VaeTraining(patient, crops=crops),
         ),
+        reader_loop=patient,
         teacher=teacher,
         teacher_loop=loop,
         pairs=PairConfig(clips=4, frames=9, batch=2, steps=4),
-        ode=OdeConfig(batch=2, real=teacher),
+        ode=OdeConfig(batch=2, real=teacher, reader_weight=0.1),
         ode_loop=loop,
-        dmd=DmdConfig(batch=2, frames=(9,), scored_frames=9, every=2, alone=2, critic=critic),
+        dmd=DmdConfig(batch=2, frames=(9,), scored_frames=9, every=2, alone=2, critic=critic, reader_weight=0.01),
         dmd_loop=replace(_on_policy(learning_rate=1e-4, budget_s=60.0), steps=8, log_every=1),
     )
 

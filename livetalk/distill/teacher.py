@@ -24,6 +24,7 @@ from livetalk.config import Preset, to_dict
 from livetalk.distill.data import ClipStore, channel_weights, driven_rows
 from livetalk.distill.loop import Loop, LoopConfig
 from livetalk.distill.portraits import POSE_FIELDS
+from livetalk.distill.reader import Reader
 from livetalk.model.attention import ChunkMask
 from livetalk.model.conditions import Conditions, image_condition, pack_audio
 from livetalk.model.transformer import CausalDiT
@@ -62,6 +63,7 @@ class TeacherConfig:
         eye_weight: additional weight at eyes and brows.
         blink_share: later samples whose last chunk has a blink; blinks are rare and would be learned last.
         blink_weight: how much more eyes count while they are shut.
+        reader_weight: weight of what a reader (``livetalk.distill.reader``) sees of mouth, eyes and mood; 0 = none.
         refresh_every: steps between looks for new shards.
         dtype: number format to compute in; master weights are always float32.
     """
@@ -87,6 +89,7 @@ class TeacherConfig:
     eye_weight: float = 8.0
     blink_share: float = 0.5
     blink_weight: float = 3.0
+    reader_weight: float = 0.0
     refresh_every: int = 50
     dtype: str = "float32"
 
@@ -123,6 +126,7 @@ class TeacherLoss:
         config: see ``TeacherConfig``.
         channel_weights: ``[C]``, see ``livetalk.distill.data.channel_weights``.
         network: what to call instead of the model itself (a compiled twin with the same weights).
+        reader: frozen; needed if ``config.reader_weight`` is not 0.
     """
 
     def __init__(
@@ -132,8 +136,9 @@ class TeacherLoss:
         config: TeacherConfig,
         channel_weights: Tensor,
         network: Network | None = None,
+        reader: Reader | None = None,
     ) -> None:
-        self.store, self.preset, self.config = store, preset, config
+        self.store, self.preset, self.config, self.reader = store, preset, config, reader
         self.channel_weights = channel_weights.view(1, -1, 1, 1, 1)
         self.network = network
         self.chunk = preset.rollout.chunk_frames
@@ -283,9 +288,16 @@ class TeacherLoss:
         strength = (noised / (levels.square() + self.config.level_floor)).repeat_interleave(self.chunk, dim=1)
         counted = strength.view(len(levels), 1, -1, 1, 1) * windows.weights
         loss = (square * self.channel_weights.to(device) * counted.to(device)).mean()
+        figures: dict[str, float] = {}
+        if self.reader is not None and self.config.reader_weight:
+            given = windows.starts.view(-1, 1) & (torch.arange(x0.shape[2]) == 0)
+            truth, portraits = windows.latents.to(device), windows.portraits.to(device)
+            read = self.reader.distance(x0, truth, portraits, (strength * ~given).to(device))
+            loss = loss + self.config.reader_weight * read
+            figures["read"] = float(read.detach())
         with torch.no_grad():
             plain = square.mean(dim=(1, 3, 4)).unflatten(1, (-1, self.chunk)).mean(-1).cpu()
-            figures = {"mse": float(plain[levels > 0].mean())}
+            figures["mse"] = float(plain[levels > 0].mean())
             for name, low, high in (("high", 0.85, 1.01), ("middle", 0.4, 0.85), ("low", 0.0, 0.4)):
                 chosen = (levels > low) & (levels <= high)
                 if chosen.any():
@@ -345,7 +357,7 @@ def initialise(model: CausalDiT) -> CausalDiT:
     return model
 
 
-def train(
+def train(  # noqa: PLR0913  # a stage's settings
     preset: Preset,
     clips: Path,
     folder: Path,
@@ -354,6 +366,7 @@ def train(
     config: TeacherConfig | None = None,
     on_checkpoint: Callable[[Loop], None] | None = None,
     start: Mapping[str, Tensor] | None = None,
+    reader: Reader | None = None,
 ) -> Loop:
     """Train a teacher, or go on with the run in ``folder``. Call it once in every rank.
 
@@ -366,6 +379,7 @@ def train(
         config: what a batch looks like.
         on_checkpoint: see ``Loop.run``.
         start: weights to begin with, by name; None = from nothing.
+        reader: see ``TeacherLoss``.
 
     Returns:
         The finished loop; its moving average is the result.
@@ -373,7 +387,7 @@ def train(
     config = config or TeacherConfig()
     store = ClipStore(clips)
     some = torch.stack([clip["latents"][:, :7] for clip in store.clips(range(min(len(store), 4)))]).float()
-    loss = TeacherLoss(store, preset, config, channel_weights(vae, some))
+    loss = TeacherLoss(store, preset, config, channel_weights(vae, some), reader=reader)
     torch.manual_seed(loop.seed)
     model = initialise(CausalDiT(preset.model))
     if start is not None:

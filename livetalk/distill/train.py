@@ -1,9 +1,10 @@
 """The recipe, stage by stage: from nothing to a folder that ``livetalk.load`` opens.
 
 ``rulers`` trains what measures, ``audio`` and ``vae`` the two encoders, ``data`` makes the clips and stores them
-through the frozen encoders, ``teacher`` trains the many-step network, ``ode`` turns it into a few-step causal student,
-``dmd`` teaches that student on its own rollouts, ``export`` writes the weights people load. Every stage leaves its
-result in the run's folder, takes those of earlier stages from there, and goes on where it was stopped.
+through the frozen encoders, ``reader`` learns to see mouth and mood in them, ``teacher`` trains the many-step network,
+``ode`` turns it into a few-step causal student, ``dmd`` teaches that student on its own rollouts, ``export`` writes the
+weights people load. Every stage leaves its result in the run's folder, takes those of earlier stages from there, and
+goes on where it was stopped.
 
 This module knows the order. It does not know how a stage works, nor its budget (``recipes``).
 """
@@ -26,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from livetalk.config import to_dict
-from livetalk.distill import audio, dmd, ode, rulers, teacher
+from livetalk.distill import audio, dmd, ode, reader, rulers, teacher
 from livetalk.distill.data import CLIPS_PER_SHARD, ClipStore, Encoders, write_shards
 from livetalk.distill.learner import save_tensors
 from livetalk.distill.loop import LOG_FILE, Loop, LoopConfig, code_version
@@ -50,8 +51,8 @@ from livetalk.types import PICTURES_PER_LATENT, LiveTalkError
 
 log = logging.getLogger(__name__)
 
-Stage = Literal["rulers", "audio", "vae", "data", "teacher", "ode", "dmd", "export"]
-STAGES: tuple[Stage, ...] = ("rulers", "audio", "vae", "data", "teacher", "ode", "dmd", "export")
+Stage = Literal["rulers", "audio", "vae", "data", "reader", "teacher", "ode", "dmd", "export"]
+STAGES: tuple[Stage, ...] = ("rulers", "audio", "vae", "data", "reader", "teacher", "ode", "dmd", "export")
 SHARED: tuple[Stage, ...] = ("teacher", "ode", "dmd")
 """Stages that several ranks of ``accelerate launch`` work on together."""
 
@@ -195,6 +196,21 @@ def _make_shard(share: tuple[Recipe, Path, str, range]) -> None:
     write_shards(folder / name, seeds, chosen.clip_frames, chosen.preset, encoders)
 
 
+def _train_reader(chosen: Recipe, folder: Path) -> Figures:
+    if not (chosen.teacher.reader_weight or chosen.ode.reader_weight or chosen.dmd.reader_weight):
+        return _nothing("nothing here is weighed by a reader")
+    _need(folder / "clips", "data")
+    return _in_ranks(chosen, folder, "reader", chosen.reader_loop, _reader_rank)
+
+
+def _reader_rank(chosen: Recipe, folder: Path) -> None:
+    _keep(reader.train(folder / "clips", folder / "reader", chosen.reader_loop))
+
+
+def _reader(weight: float, folder: Path) -> reader.Reader | None:
+    return reader.load_reader(_need(folder / "reader" / RESULT, "reader")) if weight else None
+
+
 def _train_teacher(chosen: Recipe, folder: Path) -> Figures:
     if chosen.given is not None:
         return _take_given(chosen, folder)
@@ -208,7 +224,8 @@ def _teacher_rank(chosen: Recipe, folder: Path) -> None:
     begin = None
     if chosen.base:
         begin = _from_base(chosen, CausalDiT(chosen.preset.model), "transformer").state_dict()
-    _keep(teacher.train(chosen.preset, folder / "clips", place, _small_vae(chosen, folder), loop, plan, look, begin))
+    vae, seen = _small_vae(chosen, folder), _reader(plan.reader_weight, folder)
+    _keep(teacher.train(chosen.preset, folder / "clips", place, vae, loop, plan, look, begin, seen))
 
 
 def _take_given(chosen: Recipe, folder: Path) -> Figures:
@@ -235,7 +252,8 @@ def _ode_rank(chosen: Recipe, folder: Path) -> None:
     write_pairs(chosen.preset, folder / "clips", pairs, start, chosen.pairs, Team.join(loop.engine))
     vae = None if plan.plain else _small_vae(chosen, folder)
     look = _sheets(chosen, folder, loop.engine)
-    _keep(ode.train(chosen.preset, pairs, folder / "ode", vae, loop, plan, look, load_file(start)))
+    seen = _reader(plan.reader_weight or plan.real.reader_weight, folder)
+    _keep(ode.train(chosen.preset, pairs, folder / "ode", vae, loop, plan, look, load_file(start), seen))
 
 
 def _train_dmd(chosen: Recipe, folder: Path) -> Figures:
@@ -249,7 +267,8 @@ def _dmd_rank(chosen: Recipe, folder: Path) -> None:
     judge = begin if chosen.given is None else _given(folder / chosen.given.teacher)
     weights = dmd.StartWeights(student=folder / "ode" / RESULT, teacher=judge, critic=begin)
     look = _sheets(chosen, folder, loop.engine)
-    _keep(dmd.train(chosen.preset, folder / "clips", folder / "dmd", weights, loop, plan, look))
+    seen = _reader(plan.reader_weight, folder)
+    _keep(dmd.train(chosen.preset, folder / "clips", folder / "dmd", weights, loop, plan, look, reader=seen))
 
 
 def _export(chosen: Recipe, folder: Path) -> Figures:
@@ -279,6 +298,7 @@ _RUNNERS: Mapping[Stage, Callable[[Recipe, Path], Figures]] = {
     "audio": _train_audio,
     "vae": _train_vae,
     "data": _make_data,
+    "reader": _train_reader,
     "teacher": _train_teacher,
     "ode": _train_ode,
     "dmd": _train_dmd,
