@@ -29,7 +29,8 @@ from livetalk.stream.talkers import registry
 from livetalk.types import MODEL_RATE, LiveTalkError
 from livetalk.voice import default_voice, speak
 
-PACKET_S = 0.04
+PACKET_S, HASTY_PACKET_S = 0.08, 0.04
+"""What the page sends at once while somebody speaks, and while the avatar does, too."""
 CALM_S = 1.0
 """Quiet before a question that does not interrupt."""
 INTO_REPLY_S = 1.2
@@ -161,18 +162,19 @@ class Microphone(threading.Thread):
 
     def run(self) -> None:
         """One packet after the other, each when its last sample has happened."""
-        size = round(PACKET_S * MODEL_RATE)
-        begun_s, number = time.monotonic(), 0
+        begun_s, sent = time.monotonic(), 0
         rest, turn = np.zeros(0, np.float32), None
         while not self._stopped.is_set():
             if not len(rest) and self._clips:
                 rest, turn = self._clips.popleft()
                 loud = np.flatnonzero(np.abs(rest) > LOUD)
-                clip_s = begun_s + number * PACKET_S
+                clip_s = begun_s + sent / MODEL_RATE
                 turn.onset_s, turn.stop_s = (clip_s + at / MODEL_RATE for at in (loud[0], loud[-1]))
+            hasty = self._session.state == "speaking"
+            size = round((HASTY_PACKET_S if hasty else PACKET_S) * MODEL_RATE)
             packet, rest = rest[:size], rest[size:]
-            number += 1
-            self._stopped.wait(max(0.0, begun_s + number * PACKET_S - time.monotonic()))
+            sent += size
+            self._stopped.wait(max(0.0, begun_s + sent / MODEL_RATE - time.monotonic()))
             self._session.listen(np.pad(packet, (0, size - len(packet))), MODEL_RATE)
             talk = self._session.conversation
             if turn is not None and turn.duck_s is None and (talk.is_suspected or talk.is_voice_on):

@@ -3,7 +3,7 @@
 // DelayMeter: how long it takes from the visitor's voice to the mouth that repeats it.
 
 const FRAME_S = 0.02; // loudness is judged this often
-const PACKET_S = 0.04; // what is sent at once
+const PACKET_S = { hasty: 0.04, spoken: 0.08, quiet: 0.16 }; // what is sent at once: every request costs both sides work
 const WAITING_S = 1.0; // older sound is not sent any more
 
 const MICROPHONE_WORKLET = `
@@ -38,10 +38,11 @@ function joined(parts) {
 
 class Microphone {
   // send(rate, base64) -> promise, while maySend(); frame and packet are called with (samples, rate) as it is recorded.
-  // waitingS() -> how much may wait to be sent
-  constructor({ send, maySend, waitingS, frame, packet }) {
+  // packetS() -> how much is sent at once, waitingS() -> how much may wait to be sent
+  constructor({ send, maySend, packetS, waitingS, frame, packet }) {
     this.send = send;
     this.maySend = maySend;
+    this.packetS = packetS;
     this.waitingS = waitingS;
     this.heardFrame = frame;
     this.heardPacket = packet;
@@ -93,14 +94,16 @@ class Microphone {
   frame(samples) {
     this.heardFrame(samples, this.context.sampleRate);
     this.frames.push(samples);
-    if (this.frames.length * FRAME_S < PACKET_S - FRAME_S / 2) return;
+    if (this.frames.length * FRAME_S < this.packetS() - FRAME_S / 2) return;
     const packet = joined(this.frames.splice(0));
     this.counters.packets += 1;
     this.heardPacket(packet, this.context.sampleRate);
     this.waiting.push(packet);
-    while (this.waiting.length * PACKET_S > this.waitingS()) { this.waiting.shift(); this.counters.dropped += 1; }
+    while (this.lengthS(this.waiting) > this.waitingS()) { this.waiting.shift(); this.counters.dropped += 1; }
     if (!this.sending && this.maySend()) this.sendWaiting();
   }
+
+  lengthS(packets) { return packets.reduce((sum, packet) => sum + packet.length, 0) / this.context.sampleRate; }
 
   async sendWaiting() {
     this.sending = true;

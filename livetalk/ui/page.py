@@ -42,6 +42,8 @@ ROBOT_VOICES = ("en-us", "en-us+f2", "en-us+f4", "en-us+m3", "en-us+m7")
 _TILE_SIDE = 192
 _EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 _KEEP_FILES_S = 1800
+_GREETER = "elena"
+"""The example who is there when the page opens: of the kind that the embedded model draws best."""
 _PICTURES, _SOUNDS = (".png", ".webp", ".jpg"), (".wav", ".flac", ".ogg")
 _ENSURE_LIVE = "async (speech) => [speech, await window.livetalk.play()]"
 _TALKING = "(face) => [face, window.livetalk.talking]"
@@ -82,8 +84,9 @@ def build(avatar: Avatar, examples: Path = _EXAMPLES, places: int | None = None)
 def page_of(sessions: LiveSessions, examples: Path = _EXAMPLES) -> gr.Blocks:
     """The page and the API around ``sessions``; see ``build``."""
     portraits = examples / "portraits"
+    faces = example_files(portraits, _PICTURES)
     shelf = _Shelf(
-        example_files(portraits, _PICTURES),
+        dict(sorted(faces.items(), key=lambda face: face[0] != _GREETER)),
         example_files(portraits / "more", _PICTURES),
         example_files(examples / "speech", _SOUNDS),
     )

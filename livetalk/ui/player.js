@@ -6,6 +6,7 @@
 
 const LEAD_S = 0.1; // scheduled ahead of the first sound, and after every late fragment
 const FADE_S = 0.005;
+const AHEAD_S = 0.012; // of a timer before the picture it is for
 const SPARE_S = 0.04; // enough between the arrival of a fragment that left at the last moment and its sound
 const RECENT = 16; // fragments that tell how much there is between the two
 const LEAST_SLIP_S = 0.005;
@@ -96,17 +97,34 @@ class Player {
     this.reset();
     this.volume = this.freshVolume();
     this.running = true;
-    const loop = () => {
+    this.look();
+  }
+
+  // Draws, and comes back just before the next picture is due: 60 looks a second would cost more than 16 pictures do.
+  look() {
+    clearTimeout(this.timer);
+    cancelAnimationFrame(this.frameRequest);
+    this.frameRequest = requestAnimationFrame(() => {
       if (!this.running) return;
       this.draw();
-      this.frameRequest = requestAnimationFrame(loop);
-    };
-    this.frameRequest = requestAnimationFrame(loop);
+      this.timer = setTimeout(() => this.look(), 1000 * this.nextDueS());
+    });
+  }
+
+  // Seconds until the next picture is due, a screen's picture less; a little while if it is not there.
+  nextDueS() {
+    const heard = this.heardTime();
+    const [segment] = this.segments;
+    if (!segment) return AHEAD_S;
+    const next = heard < segment.at ? segment.at : segment.at + (Math.floor((heard - segment.at) * 16) + 1) / 16;
+    const [, behind] = this.segments;
+    return Math.max(0, Math.min(behind && heard < behind.at ? behind.at : next, next) - heard - AHEAD_S);
   }
 
   stop() {
     this.running = false;
     cancelAnimationFrame(this.frameRequest);
+    clearTimeout(this.timer);
     this.silence();
     this.segments = [];
     this.frames.forEach(({ frame }) => frame.close());
@@ -299,9 +317,12 @@ class Player {
     const replaced = generation < this.generation && (index >= this.replacedFrom || (old && old.generation > generation));
     if (!this.running || replaced) { frame.close(); return; }
     if (old) old.frame.close();
-    this.frames.set(index, { frame, generation, at: this.timeOf(index) });
-    const now = document.hidden && this.due(this.heardTime()); // nothing is drawn in a hidden tab
+    const at = this.timeOf(index);
+    this.frames.set(index, { frame, generation, at });
+    const heard = this.heardTime();
+    const now = document.hidden && this.due(heard); // nothing is drawn in a hidden tab
     if (now) this.forget(now.index);
+    else if (at !== null && at <= heard) this.look();
   }
 
   // The last picture whose time has come, and its segment; null before the first.

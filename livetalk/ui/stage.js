@@ -12,6 +12,8 @@ const delays = new DelayMeter();
 const meter = new VoiceMeter();
 const PAUSE_MS = { talk: 350, mirror: 800 }; // a shorter pause is part of speaking
 const EARLY_S = 8; // what is said while the avatar gets ready is heard as soon as it is there
+const CALM_MS = 1000; // so long after the last voice nothing is urgent
+const LEVEL_MS = 80; // the loudness of the microphone is shown so often
 const FADED_MS = 4500; // a caption leaves so long after its last word
 let mode = 'talk';
 let sid = null; // secret name of the session that is on
@@ -56,6 +58,10 @@ const talk = new Talk(player, meter, {
 
 const microphone = new Microphone({
   maySend: () => sid && !live,
+  packetS() {
+    if (performance.now() - meter.lastMs > CALM_MS) return PACKET_S.quiet;
+    return mode !== 'talk' || (talk.isSpeaking && meter.isOn) ? PACKET_S.hasty : PACKET_S.spoken;
+  },
   waitingS: () => (live && place === 0 ? EARLY_S : WAITING_S),
   async send(rate, base64) {
     try {
@@ -64,17 +70,24 @@ const microphone = new Microphone({
       if (mode === 'talk') talk.heard(answer);
     } catch (error) {
       unheard += 1;
-      if (unheard === 25) say(word('lost')); // a second of speech
+      if (unheard === 12) say(word('lost')); // a second of speech
       throw error;
     }
   },
   frame(samples, rate) {
     meter.hear(samples, rate, talk.isSpeaking);
-    stage.style.setProperty('--level', meter.level.toFixed(2));
+    showLevel();
     if (mode === 'talk') talk.frame();
   },
-  packet(samples, rate) { delays.add(delays.spoken, performance.now() / 1000 - samples.length / rate, samples, rate); },
+  packet(samples, rate) { if (mode === 'mirror') delays.add(delays.spoken, performance.now() / 1000 - samples.length / rate, samples, rate); },
 });
+
+let levelAt = 0;
+function showLevel() {
+  if (performance.now() - levelAt < LEVEL_MS) return;
+  levelAt = performance.now();
+  stage.style.setProperty('--level', meter.level.toFixed(1));
+}
 
 function newSid() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (x) => x.toString(16).padStart(2, '0')).join('');
@@ -158,8 +171,10 @@ function drawn({ index, state, generation }) {
 
 function fragment(detail) {
   const { header, pcm, at } = detail;
-  const heardS = performance.now() / 1000 + at - player.heardTime();
-  delays.add(delays.played, heardS, Float32Array.from(pcm, (x) => x / 32768), header.rate);
+  if (mode === 'mirror') {
+    const heardS = performance.now() / 1000 + at - player.heardTime();
+    delays.add(delays.played, heardS, Float32Array.from(pcm, (x) => x / 32768), header.rate);
+  }
   const { facts } = header;
   if (mode === 'talk') {
     talk.take(facts);
