@@ -143,10 +143,18 @@ def _mini() -> Recipe:
         step_share=0.5,
         blink_share=0.4,  # blinks are short and would be learned last
         blink_weight=6.0,
+        reader_weight=0.5,
     )
     real = replace(batches, batch=5, whole_share=0.0, same_level_share=0.0, step_share=0.6, sinks=(3, 6, 9))
     ode = OdeConfig(
-        batch=2, sinks=(3, 6, 9), past_share=0.25, flawed_share=0.15, real_share=0.15, real=real, level_floor=0.25
+        batch=2,
+        sinks=(3, 6, 9),
+        past_share=0.25,
+        flawed_share=0.15,
+        real_share=0.25,
+        real=real,
+        level_floor=0.25,
+        reader_weight=0.5,
     )
     critic = replace(critic_rates(), learning_rate=2e-5)
     dmd = DmdConfig(
@@ -163,6 +171,9 @@ def _mini() -> Recipe:
     return Recipe(
         MINI,
         clips=960,
+        reader_loop=LoopConfig(
+            budget_s=150.0, learning_rate=2e-3, weight_decay=0.02, average_decay=0.98, late_average_decay=0.995
+        ),
         teacher=batches,
         teacher_loop=replace(matrices, budget_s=4_000.0),
         pairs=PairConfig(clips=320, steps=12, order=2, text_scale=1.8, audio_scale=1.8, dtype="bfloat16"),
