@@ -30,7 +30,8 @@ from livetalk.types import MODEL_RATE, LiveTalkError
 from livetalk.voice import default_voice, speak
 
 PACKET_S, HASTY_PACKET_S = 0.08, 0.04
-"""What the page sends at once while somebody speaks, and while the avatar does, too."""
+"""What the page sends at once while somebody speaks, and while the avatar does, too, or a turn may be over."""
+WORD_S = 0.15
 CALM_S = 1.0
 """Quiet before a question that does not interrupt."""
 INTO_REPLY_S = 1.2
@@ -170,7 +171,8 @@ class Microphone(threading.Thread):
                 loud = np.flatnonzero(np.abs(rest) > LOUD)
                 clip_s = begun_s + sent / MODEL_RATE
                 turn.onset_s, turn.stop_s = (clip_s + at / MODEL_RATE for at in (loud[0], loud[-1]))
-            hasty = self._session.state == "speaking"
+            over_s = time.monotonic() - turn.stop_s if turn is not None else 0.0
+            hasty = self._session.state == "speaking" or WORD_S < over_s < CALM_S
             size = round((HASTY_PACKET_S if hasty else PACKET_S) * MODEL_RATE)
             packet, rest = rest[:size], rest[size:]
             sent += size

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from livetalk.distill.dmd import DmdConfig
+from livetalk.distill.recipes import recipe
 from livetalk.distill.sampling import TEACHER_STEPS, sample_clip
 from livetalk.distill.scores import Guidance, Score
 from livetalk.distill.sheets import contact_sheet
@@ -69,8 +69,8 @@ class VersusPlan:
     clips: int = 24
     frames: int = CLIP_FRAMES
     steps: int = TEACHER_STEPS
-    text_guidance: float = DmdConfig.text_scale
-    audio_guidance: float = DmdConfig.audio_scale
+    text_guidance: float = field(default_factory=lambda: recipe("mini").dmd.text_scale)
+    audio_guidance: float = field(default_factory=lambda: recipe("mini").dmd.audio_scale)
 
 
 @dataclass

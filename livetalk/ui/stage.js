@@ -13,6 +13,7 @@ const meter = new VoiceMeter();
 const PAUSE_MS = { talk: 350, mirror: 800 }; // a shorter pause is part of speaking
 const EARLY_S = 8; // what is said while the avatar gets ready is heard as soon as it is there
 const CALM_MS = 1000; // so long after the last voice nothing is urgent
+const WORD_MS = 150; // a longer pause may be the end of a turn
 const LEVEL_MS = 80; // the loudness of the microphone is shown so often
 const FADED_MS = 4500; // a caption leaves so long after its last word
 let mode = 'talk';
@@ -59,8 +60,10 @@ const talk = new Talk(player, meter, {
 const microphone = new Microphone({
   maySend: () => sid && !live,
   packetS() {
-    if (performance.now() - meter.lastMs > CALM_MS) return PACKET_S.quiet;
-    return mode !== 'talk' || (talk.isSpeaking && meter.isOn) ? PACKET_S.hasty : PACKET_S.spoken;
+    const quietMs = performance.now() - meter.lastMs;
+    if (quietMs > CALM_MS) return PACKET_S.quiet;
+    const mayEnd = quietMs > WORD_MS; // a turn that ends must be known to have ended
+    return mode !== 'talk' || mayEnd || (talk.isSpeaking && meter.isOn) ? PACKET_S.hasty : PACKET_S.spoken;
   },
   waitingS: () => (live && place === 0 ? EARLY_S : WAITING_S),
   async send(rate, base64) {
