@@ -25,13 +25,12 @@ if importlib.util.find_spec("spaces"):
 from livetalk import LiveTalkError, load
 from livetalk.ui.page import build, launch_options
 
-
 MALLOC_ARENA_MAX = -8
 """Of glibc's ``mallopt``."""
 
 
 def _share_memory() -> None:
-    """Two pools of memory for all threads: pictures are made by whichever worker is free, and each would keep its own."""
+    """Two pools of memory for all threads: whichever worker is free makes pictures, and each would keep its own."""
     with contextlib.suppress(OSError, AttributeError):  # other systems have no such pools
         ctypes.CDLL("libc.so.6").mallopt(MALLOC_ARENA_MAX, 2)
 

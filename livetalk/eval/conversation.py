@@ -8,6 +8,7 @@ question interrupts the answer to the one before. What is fast enough is not dec
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections import deque
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from livetalk.eval import browser_talk
 from livetalk.eval.bench import machine
@@ -82,6 +84,7 @@ def run(preset: str = "mini", device: str = "auto", turns: int = 10, in_browser:
     if turns < 1:
         raise LiveTalkError(f"The number of turns is {turns}. Expected at least 1.")
     clips = questions(turns)
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # as app.py does: the talker works beside the pictures
     figures = measure(load(preset, device), clips)
     if in_browser:
         figures["browser"] = browser_talk.converse(preset, clips, MODEL_RATE)

@@ -3,7 +3,7 @@
 // DelayMeter: how long it takes from the visitor's voice to the mouth that repeats it.
 
 const FRAME_S = 0.02; // loudness is judged this often
-const PACKET_S = { hasty: 0.04, spoken: 0.08, quiet: 0.16 }; // what is sent at once: every request costs both sides work
+const PACKET_S = { instant: 0.02, hasty: 0.04, spoken: 0.08, quiet: 0.16 }; // what is sent at once: every request costs both sides work
 const WAITING_S = 1.0; // older sound is not sent any more
 
 const MICROPHONE_WORKLET = `

@@ -63,7 +63,8 @@ const microphone = new Microphone({
     const quietMs = performance.now() - meter.lastMs;
     if (quietMs > CALM_MS) return PACKET_S.quiet;
     const mayEnd = quietMs > WORD_MS; // a turn that ends must be known to have ended
-    return mode !== 'talk' || mayEnd || (talk.isSpeaking && meter.isOn) ? PACKET_S.hasty : PACKET_S.spoken;
+    if (mode === 'talk' && talk.isSpeaking && meter.isOn) return PACKET_S.instant;
+    return mode !== 'talk' || mayEnd ? PACKET_S.hasty : PACKET_S.spoken;
   },
   waitingS: () => (live && place === 0 ? EARLY_S : WAITING_S),
   async send(rate, base64) {

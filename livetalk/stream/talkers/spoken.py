@@ -28,7 +28,8 @@ JOIN_PAUSE_S = 0.03
 """Behind a clause that was cut off in the middle of a sentence."""
 
 _LEVEL = 0.004
-_MARGIN_S = 0.02
+_MARGINS_S = 0.005, 0.02
+"""Kept before and behind what can be heard: people wait for the first, and the last may still die away."""
 _SILENT_PHONES = ("pau", "")
 _PLAIN_MARKS = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": ", ", "—": ", ", "…": "..."})
 _RESPELLED = ((re.compile(r"\bLiveTalk\b"), "Live Talk"),)
@@ -136,8 +137,8 @@ def _sounding(samples: np.ndarray) -> tuple[int, int]:
     loud = np.flatnonzero(np.abs(samples) > _LEVEL)
     if not len(loud):
         return 0, len(samples)
-    margin = int(_MARGIN_S * SPOKEN_RATE)
-    return max(0, int(loud[0]) - margin), min(len(samples), int(loud[-1]) + 1 + margin)
+    before, behind = (int(margin * SPOKEN_RATE) for margin in _MARGINS_S)
+    return max(0, int(loud[0]) - before), min(len(samples), int(loud[-1]) + 1 + behind)
 
 
 def _word_ends(words: list[str], spoken: str, utterance: engines.Utterance) -> list[float]:
