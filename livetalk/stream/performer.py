@@ -41,8 +41,8 @@ SAFETY_PICTURES = 2
 """After ``clear`` at least so many pictures after the one on screen stay: new ones must be made and arrive."""
 LEAST_MARGIN_S = 0.15
 MARGIN_FACTOR = 1.5
-HASTE_FACTOR = 1.25
-"""Allowance on the time a chunk takes, where something new shall be seen as soon as it can be made."""
+HASTE_FACTOR, CALM_FACTOR = 1.25, 1.6
+"""Allowance on the time a chunk takes, where somebody waits for what is made, and after an interruption."""
 SPEAKING_LEVEL = 0.01
 """Pieces whose sound stays under this amplitude count as silence in what is shown as the state."""
 
@@ -134,7 +134,7 @@ class Performer:
         if self._playback is None:
             self._track.cut(self._next_picture)
         else:
-            first = max(self._playback.next_picture + SAFETY_PICTURES, self._soonest())
+            first = max(self._playback.next_picture + SAFETY_PICTURES, self._soonest(CALM_FACTOR))
             self._next_picture = min(self._next_picture, first)
             self._track.break_off(self._next_picture)
         self._rewind(self._grid.chunk_of(self._next_picture))
@@ -155,7 +155,7 @@ class Performer:
             The first picture held.
         """
         assert self._playback is not None
-        first = max(math.ceil((self._playback.position_s + delay_s) * PICTURES_PER_SECOND), self._soonest())
+        first = max(math.ceil((self._playback.position_s + delay_s) * PICTURES_PER_SECOND), self._soonest(HASTE_FACTOR))
         first = max(first, self._track.next_picture, self._takes[0].first if self._takes else self._next_picture)
         self._held_from, self._left_before_hold = first, self._next_picture
         self._next_picture = min(self._next_picture, first)
@@ -288,9 +288,9 @@ class Performer:
         """Give back the decoding thread, if there is one."""
         self._maker.close()
 
-    def _soonest(self) -> int:
+    def _soonest(self, allowance: float) -> int:
         assert self._playback is not None
-        return self._grid.soonest(self._playback, lambda frames: HASTE_FACTOR * self._making_s(frames))
+        return self._grid.soonest(self._playback, lambda frames: allowance * self._making_s(frames))
 
     def _making_s(self, frames: int) -> float:
         """How long it takes to make a chunk and to decode so many of its latent frames."""
