@@ -55,7 +55,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> 
     patch.setattr(loop, "draw_curves", lambda *_: False)  # a second each
     patch.setattr(ablation_measure, "ROUNDS", 40)
     folder = tmp_path_factory.mktemp("run")
-    train.run_recipe(SMOKE, folder, ("audio", "vae", "data", "teacher"))
+    train.run_recipe(SMOKE, folder, ("audio", "vae", "data", "reader", "teacher"))
     return folder
 
 

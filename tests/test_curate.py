@@ -164,7 +164,10 @@ def test_clean_clips_are_kept_and_never_span_a_cut(job: Job) -> None:
     for line in kept:
         assert line["figures"]["sync_r"] > 0.8 and line["figures"]["sync_lag"] == 0
         assert line["figures"]["reference_open"] < 0.2
-    assert kept[0]["caption"] == kept[0]["caption"].strip() and kept[0]["figures"]["motion"] == "still"
+    assert kept[0]["caption"] == kept[0]["caption"].strip()
+    assert kept[0]["figures"]["motion"] in ("still", "gentle"), (
+        "nods follow the sound, and espeak-ng repeats it only nearly"
+    )
     assert len(list(job.report.glob("*.png"))) >= 3
 
 
