@@ -32,7 +32,7 @@ from livetalk.types import MODEL_RATE, LiveTalkError
 from livetalk.voice import default_voice, speak
 
 PACKET_S, HASTY_PACKET_S = 0.08, 0.04
-"""What the page sends at once while somebody speaks, and while the avatar does, too, or a turn may be over."""
+"""About what the page sends at once while somebody speaks, and while the avatar does, too, or a turn may be over."""
 WORD_S = 0.15
 CALM_S = 1.0
 """Quiet before a question that does not interrupt."""
