@@ -95,6 +95,13 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument(
         "--browser", action="store_true", help="the page in a headless browser, alone or with --conversation"
     )
+    bench.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="of the preset's sizes: as fast as the real ones, nothing to fetch",
+    )
+    bench.add_argument("--layers", type=int, default=None, help="fewer layers of the network, with --random-weights")
+    bench.add_argument("--size", type=int, default=None, help="other pictures, N x N, with --random-weights")
     bench.add_argument("--turns", type=int, default=10, help="questions of --conversation")
     bench.add_argument("--rounds", type=int, default=20, help="interleaved rounds of --network")
     _add_model_options(bench)
@@ -260,7 +267,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     else:
         from livetalk.eval import bench
 
-        figures = bench.run(preset=arguments.preset, device=arguments.device, seconds=arguments.seconds)
+        random = bench.Random(arguments.layers, arguments.size) if arguments.random_weights else None
+        figures = bench.run(arguments.preset, arguments.device, arguments.seconds, random)
     _print_figures(figures)
     return 0
 
