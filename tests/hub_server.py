@@ -134,7 +134,11 @@ class _Pages(_Answer):
             self.answer(401, X_Error_Message="Invalid credentials in Authorization header")
             return
         listing = path.startswith("api/models/")
-        owner, name, _, revision, *rest = path.removeprefix("api/models/").split("/", 4)
+        parts = path.removeprefix("api/models/").split("/", 4)
+        if len(parts) < 4:  # what the library asks for beside the models
+            self.answer(404)
+            return
+        owner, name, _, revision, *rest = parts
         repository = self.hub.repositories.get(f"{owner}/{name}")
         if repository is None:
             self.answer(401, X_Error_Message="Invalid username or password.")  # the Hub tells no stranger what exists
