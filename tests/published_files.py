@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -94,18 +93,6 @@ def random_tensors(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) ->
         tensor = pool.repeat(-(-count // len(pool)))[:count].view(shape).clone()
         tensors[name] = 1 + tensor if "norm" in name and name.endswith("weight") else tensor
     return tensors
-
-
-def write_sparse(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """A safetensors file of float32 zeros in its full size, of which the disk holds only the header."""
-    header, end = {}, 0
-    for name, shape in shapes.items():
-        begin, end = end, end + 4 * math.prod(shape)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(len(text).to_bytes(8, "little") + text)
-    os.truncate(path, 8 + len(text) + end)
 
 
 def write_tokenizer(folder: Path) -> None:
