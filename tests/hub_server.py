@@ -19,11 +19,21 @@ HALF, DROP, WRONG = "half", "drop once", "wrong bytes"
 
 @dataclass
 class Repository:
-    """Files of a folder at one commit, under the branch "main"."""
+    """Files of a folder; the branch "main" is at ``commit``, older commits hold the same."""
 
     folder: Path
     commit: str
     gated: bool = False
+    older: set[str] = field(default_factory=set)
+
+    def move_to(self, commit: str) -> None:
+        self.older.add(self.commit)
+        self.commit = commit
+
+    def resolve(self, revision: str) -> str | None:
+        if revision == "main":
+            return self.commit
+        return revision if revision in self.older | {self.commit} else None
 
     def content(self, name: str) -> bytes | None:
         path = self.folder / name
@@ -80,7 +90,7 @@ class _Answer(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Tests are quiet."""
 
-    def answer(self, status: int, content: bytes = b"", **headers: str) -> None:
+    def answer(self, status: int, content: bytes | memoryview = b"", **headers: str) -> None:
         self.send_response(status)
         for name, value in {"Content_Length": str(len(content)), **headers}.items():
             self.send_header(name.replace("_", "-"), value)
@@ -99,7 +109,7 @@ class _Answer(BaseHTTPRequestHandler):
             self.hub.log.append(("GET", name, f" from {start}" if wanted else ""))
         if fault == WRONG:
             content = bytes(len(content))
-        part, status = content[start:], 206 if wanted else 200
+        part, status = memoryview(content)[start:], 206 if wanted else 200
         if self.command == "GET" and fault in (HALF, DROP):
             self.send_response(status)
             if fault == DROP:  # a promise that is not kept; the other kind of end looks like a whole answer
@@ -116,7 +126,7 @@ class _ContentNetwork(_Answer):
         assert "Authorization" not in self.headers, "the token left the Hub"
         _, owner, name, commit, file = unquote(urlparse(self.path).path).split("/", 4)
         repository = self.hub.repositories[f"{owner}/{name}"]
-        assert repository.commit == commit
+        assert repository.resolve(commit) == commit
         self.send_file(file, repository.content(file) or b"")
 
 
@@ -142,16 +152,16 @@ class _Pages(_Answer):
         repository = self.hub.repositories.get(f"{owner}/{name}")
         if repository is None:
             self.answer(401, X_Error_Message="Invalid username or password.")  # the Hub tells no stranger what exists
-        elif revision not in ("main", repository.commit):
+        elif (commit := repository.resolve(revision)) is None:
             self.answer(404, X_Error_Code="RevisionNotFound")
         elif listing:
-            self.send_listing(f"{owner}/{name}", repository)
+            self.send_listing(f"{owner}/{name}", repository, commit)
         elif repository.gated and not sent:
             self.answer(403, X_Error_Code="GatedRepo")
         else:
-            self.send_or_redirect(f"{owner}/{name}", repository, rest[0])
+            self.send_or_redirect(f"{owner}/{name}", repository, commit, rest[0])
 
-    def send_listing(self, name: str, repository: Repository) -> None:
+    def send_listing(self, name: str, repository: Repository, commit: str) -> None:
         siblings = []
         for file in repository.names():
             content = repository.content(file) or b""
@@ -160,19 +170,19 @@ class _Pages(_Answer):
                 entry["lfs"] = {"sha256": entry["blobId"], "size": len(content), "pointerSize": 134}
                 entry["blobId"] = "0" * 40
             siblings.append(entry)
-        listing = {"id": name, "sha": repository.commit, "siblings": siblings, "gated": repository.gated and "auto"}
+        listing = {"id": name, "sha": commit, "siblings": siblings, "gated": repository.gated and "auto"}
         self.hub.log.append(("LIST", name, ""))
         self.answer(200, json.dumps(listing).encode(), Content_Type="application/json")
 
-    def send_or_redirect(self, name: str, repository: Repository, file: str) -> None:
+    def send_or_redirect(self, name: str, repository: Repository, commit: str, file: str) -> None:
         content = repository.content(file)
         if content is None:
             self.answer(404, X_Error_Code="EntryNotFound")
             return
-        facts = {"X_Repo_Commit": repository.commit, "ETag": f'"{digest(file, content)}"'}
+        facts = {"X_Repo_Commit": commit, "ETag": f'"{digest(file, content)}"'}
         if not is_large(file):
             self.send_file(file, content, **facts)
             return
         linked = {"X_Linked_ETag": facts["ETag"], "X_Linked_Size": str(len(content))}
-        place = f"{self.hub.network}/{name}/{repository.commit}/{file}"
+        place = f"{self.hub.network}/{name}/{commit}/{file}"
         self.answer(302, Location=place, **facts, **linked)

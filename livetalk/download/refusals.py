@@ -90,7 +90,8 @@ def _answered(error: HfHubHTTPError, page: str, revision: str) -> str:
             " HF_TOKEN; else check HF_ENDPOINT."
         )
     if isinstance(error, RevisionNotFoundError):
-        return f"{page} has no revision {revision!r}. Correct or unset {REVISIONS_VARIABLE}."
+        newest = f"{page.removeprefix(constants.ENDPOINT + '/')}@main"
+        return f"{page} has no revision {revision!r}. Set {REVISIONS_VARIABLE} to one it has; {newest} is the newest."
     if isinstance(error, EntryNotFoundError):
         return f"{page} lacks a file at {revision} that it listed. Try again, or choose another {REVISIONS_VARIABLE}."
     if status in (401, 403):

@@ -32,7 +32,7 @@ from livetalk.download.repository import (
     local_snapshot,
     pinned_revision,
 )
-from livetalk.model.converted import Converted, convert, read_converted, read_sources
+from livetalk.model.converted import Converted, convert, describe, read_converted, read_sources
 from livetalk.model.originals import OriginalFiles
 from livetalk.types import LiveTalkError
 
@@ -57,6 +57,11 @@ class Plan:
     folder: Path | None
     ready: Converted | None = None
     snapshots: tuple[Snapshot, ...] = ()
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Repository -> commit (or "local-...")."""
+        return {snapshot.repository.name: snapshot.version for snapshot in self.snapshots}
 
     @property
     def fetch_bytes(self) -> int:
@@ -114,9 +119,9 @@ class Plan:
         if self.folder is None or self.ready is not None:
             return self.folder
         self.check_space()
-        files = _fetched(self)
         try:
-            _convert(self, files, self.folder)
+            _settle_commits(self, self.folder)
+            _convert(self, _fetched(self), self.folder)
         except OSError as error:
             raise LiveTalkError(not_written(error, str(self.folder))) from error
         return self.folder
@@ -137,14 +142,14 @@ def plan_download(config: Preset, roots: Sequence[Path]) -> Plan:
     folder = ready_folder(config)
     if (ready := find_ready(config, roots)) is not None:
         return Plan(config, folder, ready)
-    sources = read_sources(folder)
+    settled = read_sources(folder)
     snapshots = []
     for repository in config.weights.repositories:
         local = _local(config, repository, roots)
         if local is not None:
             snapshots.append(local_snapshot(repository, local))
         else:
-            snapshots.append(hub_snapshot(repository, _revision(repository, sources.get(repository.name))))
+            snapshots.append(hub_snapshot(repository, _revision(repository, settled.get(repository.name))))
     _check_transformer(config, snapshots[0], roots)
     return Plan(config, folder, _matching(folder, snapshots), tuple(snapshots))
 
@@ -171,7 +176,7 @@ def find_ready(config: Preset, roots: Sequence[Path]) -> Converted | None:
     try:
         return read_converted(folder)
     except LiveTalkError as error:
-        logger.warning("%s", error)
+        logger.info("%s", error)
         return None
 
 
@@ -193,7 +198,7 @@ def published_files(config: Preset, roots: Sequence[Path]) -> OriginalFiles:
     try:
         if plan.free_bytes < plan.fetch_bytes + plan.convert_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        folder.mkdir(parents=True, exist_ok=True)
+        _settle_commits(plan, folder)
         return _convert(plan, _fetched(plan), folder).files
     except OSError as error:
         logger.warning("%s The published files are read as they are.", not_written(error, str(folder)))
@@ -216,17 +221,21 @@ def _fetched(plan: Plan, check: bool = True) -> OriginalFiles:
     )
 
 
+def _settle_commits(plan: Plan, folder: Path) -> None:
+    """Hold on to the commits before anything is fetched: who goes on tomorrow gets the rest of the same files."""
+    folder.parent.joinpath("snapshots").mkdir(parents=True, exist_ok=True)  # else ``hf cache`` takes it for damaged
+    describe(folder, plan.config.name, plan.sources)
+
+
 def _convert(plan: Plan, files: OriginalFiles, folder: Path) -> Converted:
     """The converted folder, with a bar in terminals."""
-    cache_folder(plan.config.weights.repositories[0].name).joinpath("snapshots").mkdir(parents=True, exist_ok=True)
-    sources = {snapshot.repository.name: snapshot.version for snapshot in plan.snapshots}
     with tqdm(total=5, desc="convert", disable=None, bar_format="{desc} {n_fmt}/{total_fmt} {elapsed}") as bar:
 
         def progress(part: str) -> None:
             bar.set_description(f"convert {part}")
             bar.update()
 
-        return convert(files, plan.config, sources, folder, progress)
+        return convert(files, plan.config, plan.sources, folder, progress)
 
 
 def _revision(repository: RepositoryConfig, recorded: str | None) -> str:
@@ -241,12 +250,12 @@ def _revision(repository: RepositoryConfig, recorded: str | None) -> str:
 
 def _matching(folder: Path, snapshots: Sequence[Snapshot]) -> Converted | None:
     """The converted weights, if they are of exactly these versions (a branch was named and has not moved)."""
-    if read_sources(folder) != {snapshot.repository.name: snapshot.version for snapshot in snapshots}:
-        return None
     try:
-        return read_converted(folder)
+        converted = read_converted(folder)
     except LiveTalkError:
         return None
+    wanted = {snapshot.repository.name: snapshot.version for snapshot in snapshots}
+    return converted if converted.sources == wanted else None
 
 
 def _local(config: Preset, repository: RepositoryConfig, roots: Sequence[Path]) -> Path | None:

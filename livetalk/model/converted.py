@@ -94,6 +94,8 @@ def read_converted(folder: Path) -> Converted:
     if not is_converted(folder):
         raise LiveTalkError(f"{path} describes no converted weights. Run `python -m livetalk download` again.")
     described = json.loads(path.read_text(encoding="utf-8"))
+    if described["bytes"] is None:
+        raise LiveTalkError(f"{folder} is not finished. Run `python -m livetalk download` again.")
     if described["format"] != CONVERTED_FORMAT:
         raise LiveTalkError(
             f"{path} has format {described['format']}, this version reads {CONVERTED_FORMAT}."
@@ -108,6 +110,17 @@ def read_converted(folder: Path) -> Converted:
     return Converted(described["preset"], dict(described["sources"]), converted_files(folder))
 
 
+def describe(folder: Path, preset: str, sources: Mapping[str, str], sizes: Mapping[str, int] | None = None) -> None:
+    """Write a converted folder's description; without ``sizes`` it only holds on to the commits of what will be there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    described = {"format": CONVERTED_FORMAT, "preset": preset, "sources": dict(sources), "bytes": sizes}
+    write_whole(folder / DESCRIPTION, (json.dumps(described, indent=2) + "\n").encode())
+
+
 def convert(
     files: OriginalFiles,
     config: Preset,
@@ -115,7 +128,7 @@ def convert(
     folder: Path,
     progress: Callable[[str], None],
 ) -> Converted:
-    """Write a converted folder; its description comes last, so that it is never half there.
+    """Write a converted folder; its description is finished last, so that it is never half there.
 
     Args:
         files: published files; pickles are read through torch's weights-only reader.
@@ -129,7 +142,7 @@ def convert(
         OSError: the folder cannot be written, or the disk is full.
     """
     places = converted_files(folder)
-    (folder / DESCRIPTION).unlink(missing_ok=True)
+    describe(folder, config.name, sources)
     for place in (places.audio, places.tokenizer):
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
@@ -145,14 +158,9 @@ def convert(
     progress("check")
     load_original(places, config, torch.device("cpu"), None)
     load_umt5(_tensors_alone(read_tensors(places.text)))
-    written = sorted(path for path in folder.rglob("*") if path.is_file())
-    described = {
-        "format": CONVERTED_FORMAT,
-        "preset": config.name,
-        "sources": dict(sources),
-        "bytes": {path.relative_to(folder).as_posix(): path.stat().st_size for path in written},
-    }
-    write_whole(folder / DESCRIPTION, (json.dumps(described, indent=2) + "\n").encode())
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    del sizes[DESCRIPTION]
+    describe(folder, config.name, sources, sizes)
     return Converted(config.name, dict(sources), places)
 
 
