@@ -1,4 +1,4 @@
-"""The command line: ``python -m livetalk {render,chat,doctor,bench,evaluate,distill,curate}``.
+"""The command line: ``python -m livetalk {render,chat,doctor,download,bench,evaluate,distill,curate}``.
 
 Bad input ends with one sentence and exit code 2, never with a traceback.
 """
@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_render(commands)
     _add_chat(commands)
     _add_doctor(commands)
+    _add_download(commands)
     _add_bench(commands)
     _add_evaluate(commands)
     _add_distill(commands)
@@ -84,6 +85,13 @@ def _add_chat(commands: Any) -> None:
 def _add_doctor(commands: Any) -> None:
     doctor = commands.add_parser("doctor", help="what this machine can run, and why")
     doctor.set_defaults(run=_doctor)
+
+
+def _add_download(commands: Any) -> None:
+    download = commands.add_parser("download", help="fetch a published model and make it ready, once; then no network")
+    download.add_argument("--preset", default="livetalk-1.3b", help="which model")
+    download.add_argument("--dry-run", action="store_true", help="only say what it takes: files, sizes, free space")
+    download.set_defaults(run=_download)
 
 
 def _add_bench(commands: Any) -> None:
@@ -246,6 +254,18 @@ def _doctor(_: argparse.Namespace) -> int:
     from livetalk.eval import doctor
 
     print(doctor.report(doctor.examine()))
+    return 0
+
+
+def _download(arguments: argparse.Namespace) -> int:
+    from livetalk import hub
+
+    plan = hub.plan_weights(arguments.preset)
+    print(plan.report(), flush=True)
+    if arguments.dry_run:
+        plan.check_space()
+    elif (folder := plan.carry_out()) is not None:
+        print(folder)
     return 0
 
 

@@ -20,6 +20,7 @@ LEVELS = [
     {"livetalk.ui", "livetalk.eval"},
     {"livetalk.stream", "livetalk.distill"},
     {"livetalk.rollout", "livetalk.hub", "livetalk.media", "livetalk.voice", "livetalk.rulers"},
+    {"livetalk.download"},
     {"livetalk.flow", "livetalk.model"},
     {"livetalk.types", "livetalk.config", "livetalk._version"},
 ]
@@ -27,7 +28,7 @@ WITHIN_LEVEL = {("livetalk.config", "livetalk.types")}
 SOLE_IMPORTERS = {
     "gradio": {"app", "livetalk.ui"},
     "spaces": {"app", "livetalk.ui"},
-    "huggingface_hub": {"livetalk.hub"},
+    "huggingface_hub": {"livetalk.hub", "livetalk.download"},  # models and clients; files
     "av": {"livetalk.media"},
     "soundfile": {"livetalk.media"},
 }

@@ -75,11 +75,13 @@ def _memory() -> Finding:
 def _checkpoints() -> list[Finding]:
     findings = []
     for preset in config.PRESETS.values():
-        folder = hub.find_checkpoint(preset)
+        folder = hub.find_weights(preset)
         if folder is None:
             text = "no weights on this machine"
+            if preset.weights.repositories:
+                text += f": python -m livetalk download --preset {preset.name}"
         else:
-            size_mb = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
+            size_mb = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
             text = f"{size_mb:.1f} MB in {folder}"
         needs_gpu = preset.model.width > 512
         if needs_gpu and not torch.cuda.is_available():
