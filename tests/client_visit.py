@@ -80,7 +80,7 @@ def chat(client: Client, portrait: str, question: str) -> list[dict]:
 
 def conversation(client: Client, portrait: str) -> list[dict]:
     """A live conversation with a typed question, until it was answered."""
-    sid, pieces = uuid.uuid4().hex, []
+    sid, pieces, stopped = uuid.uuid4().hex, [], False
     job = client.submit(
         sid, handle_file(portrait), mode="conversation", talker="offline", instructions="Be kind.", api_name="/session"
     )
@@ -88,7 +88,10 @@ def conversation(client: Client, portrait: str) -> list[dict]:
         pieces.append(piece)
         if piece["index"] == 0:
             client.predict(sid, "What is LiveTalk?", api_name="/say")
-        if any(line["role"] == "avatar" and line["is_final"] for line in piece["lines"]) or len(pieces) > 100:
+        answered = any(line["role"] == "avatar" and line["is_final"] for line in piece["lines"])
+        # once: a call made in the moment in which the session's own ends may never be answered (Gradio 6.31)
+        if not stopped and (answered or len(pieces) > 100):
+            stopped = True
             client.predict(sid, api_name="/stop")
     job.result()
     return pieces
