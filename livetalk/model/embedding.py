@@ -43,7 +43,7 @@ class PatchEmbedding(Packable):
     def pack_groups(self) -> dict[str, tuple[nn.Linear, ...]]:
         """See ``Packable``; inputs in the order (row, column, channel), in which they are gathered fastest."""
         weight = self.weight.detach()[:, :, 0].permute(0, 2, 3, 1).flatten(1)
-        linear = nn.Linear(1, 1)
+        linear = nn.Linear(1, 1, device="meta")  # whose own weights nobody draws
         linear.weight, linear.bias = nn.Parameter(weight, False), self.bias
         return {"patches": (linear,)}
 
