@@ -1,4 +1,4 @@
-"""The command line: ``python -m livetalk {render,chat,doctor,bench,evaluate,distill,curate}``.
+"""The command line: ``python -m livetalk {render,chat,doctor,space,bench,evaluate,distill,curate}``.
 
 Bad input ends with one sentence and exit code 2, never with a traceback.
 """
@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_render(commands)
     _add_chat(commands)
     _add_doctor(commands)
+    _add_space(commands)
     _add_bench(commands)
     _add_evaluate(commands)
     _add_distill(commands)
@@ -84,6 +85,14 @@ def _add_chat(commands: Any) -> None:
 def _add_doctor(commands: Any) -> None:
     doctor = commands.add_parser("doctor", help="what this machine can run, and why")
     doctor.set_defaults(run=_doctor)
+
+
+def _add_space(commands: Any) -> None:
+    space = commands.add_parser("space", help="publish this clone as a Hugging Face Space; last line: its address")
+    space.add_argument("--repo", required=True, help="user/name of the Space; made if there is none")
+    space.add_argument("--private", action="store_true", help="only you see a new Space")
+    space.add_argument("--dry-run", action="store_true", help="say what would be sent, and send nothing")
+    space.set_defaults(run=_space)
 
 
 def _add_bench(commands: Any) -> None:
@@ -239,6 +248,15 @@ def _doctor(_: argparse.Namespace) -> int:
     from livetalk.eval import doctor
 
     print(doctor.report(doctor.examine()))
+    return 0
+
+
+def _space(arguments: argparse.Namespace) -> int:
+    from livetalk import publish
+
+    plan = publish.plan(arguments.repo)
+    print(plan.listing(), flush=True)
+    print("Nothing was sent (dry run)." if arguments.dry_run else publish.publish(plan, arguments.private))
     return 0
 
 

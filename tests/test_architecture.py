@@ -19,7 +19,7 @@ LEVELS = [
     {"app", "livetalk.__main__"},
     {"livetalk.ui", "livetalk.eval"},
     {"livetalk.stream", "livetalk.distill"},
-    {"livetalk.rollout", "livetalk.hub", "livetalk.media", "livetalk.voice", "livetalk.rulers"},
+    {"livetalk.rollout", "livetalk.hub", "livetalk.publish", "livetalk.media", "livetalk.voice", "livetalk.rulers"},
     {"livetalk.flow", "livetalk.model"},
     {"livetalk.types", "livetalk.config", "livetalk._version"},
 ]
@@ -27,7 +27,7 @@ WITHIN_LEVEL = {("livetalk.config", "livetalk.types")}
 SOLE_IMPORTERS = {
     "gradio": {"app", "livetalk.ui"},
     "spaces": {"app", "livetalk.ui"},
-    "huggingface_hub": {"livetalk.hub"},
+    "huggingface_hub": {"livetalk.hub", "livetalk.publish"},  # hub fetches; publish is the only one that writes there
     "av": {"livetalk.media"},
     "soundfile": {"livetalk.media"},
 }
