@@ -21,7 +21,7 @@ LEVELS = [
     {"livetalk.stream", "livetalk.distill"},
     {"livetalk.rollout", "livetalk.hub", "livetalk.publish", "livetalk.media", "livetalk.voice", "livetalk.rulers"},
     {"livetalk.flow", "livetalk.model"},
-    {"livetalk.types", "livetalk.config", "livetalk._version"},
+    {"livetalk.types", "livetalk.config", "livetalk.resources", "livetalk._version"},
 ]
 WITHIN_LEVEL = {("livetalk.config", "livetalk.types")}
 SOLE_IMPORTERS = {
