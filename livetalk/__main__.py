@@ -83,7 +83,9 @@ def _add_chat(commands: Any) -> None:
 
 
 def _add_doctor(commands: Any) -> None:
-    doctor = commands.add_parser("doctor", help="what this machine can run, and why")
+    doctor = commands.add_parser("doctor", help="what this machine can run, how fast, and what to install or change")
+    doctor.add_argument("--quick", action="store_true", help="measure no speed")
+    doctor.add_argument("--json", action="store_true", help="the last line is JSON")
     doctor.set_defaults(run=_doctor)
 
 
@@ -244,10 +246,13 @@ def _chat(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _doctor(_: argparse.Namespace) -> int:
+def _doctor(arguments: argparse.Namespace) -> int:
     from livetalk.eval import doctor
 
-    print(doctor.report(doctor.examine()))
+    findings = doctor.examine(measure=not arguments.quick)
+    print(doctor.report(findings))
+    if arguments.json:
+        print(json.dumps(doctor.as_data(findings)))
     return 0
 
 
