@@ -13,6 +13,9 @@ import importlib.util
 import os
 import signal
 import sys
+import threading
+import time
+from collections.abc import Callable
 
 from livetalk.resources import THREADS_VARIABLE, page_threads
 
@@ -28,11 +31,25 @@ from livetalk.ui.page import build, launch_options
 MALLOC_ARENA_MAX = -8
 """Of glibc's ``mallopt``."""
 
+TRIM_EVERY_S = 30.0
 
-def _share_memory() -> None:
-    """Two pools of memory for all threads: whichever worker is free makes pictures, and each would keep its own."""
+
+def _keep_memory_small() -> None:
+    """Two pools of memory for all threads, and what is free in them goes back to the system from time to time.
+
+    Whichever worker is free makes pictures, and each would keep a pool of its own; what sessions leave behind in a pool
+    is in small holes between what is used.
+    """
     with contextlib.suppress(OSError, AttributeError):  # other systems have no such pools
-        ctypes.CDLL("libc.so.6").mallopt(MALLOC_ARENA_MAX, 2)
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(MALLOC_ARENA_MAX, 2)
+        threading.Thread(target=_trim, args=(libc.malloc_trim,), name="livetalk-memory", daemon=True).start()
+
+
+def _trim(trim: Callable[[int], int]) -> None:
+    while True:
+        time.sleep(TRIM_EVERY_S)
+        trim(0)
 
 
 def main() -> int:
@@ -41,7 +58,7 @@ def main() -> int:
     Returns:
         Exit status: 2 after a problem that a person can act on, told in one sentence.
     """
-    _share_memory()
+    _keep_memory_small()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that temporary files are cleared away
     try:
         avatar = load(os.environ.get("LIVETALK_PRESET", "mini"), device=os.environ.get("LIVETALK_DEVICE", "auto"))

@@ -134,12 +134,38 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
+class RepositoryConfig:
+    """A repository of the Hugging Face Hub, and what is needed of it.
+
+    Attributes:
+        name: "owner/name".
+        files: names, or patterns such as "folder/*"; nothing else is fetched.
+        size_gb: what they take together, in 10^9 bytes, computed from the shapes; the Hub knows it exactly.
+        licence: of these files.
+        revision: commit, tag or branch. A branch is resolved to its commit once and stays there (``download``).
+    """
+
+    name: str
+    files: tuple[str, ...]
+    size_gb: float
+    licence: str
+    revision: str = "main"
+
+
+@dataclass(frozen=True)
 class WeightsConfig:
-    """Where weights come from: a folder under ``checkpoints/`` and, if not there, pinned Hub files."""
+    """Where weights come from: a folder under ``checkpoints/`` and, if not there, repositories of the Hub.
+
+    Attributes:
+        folder: under ``checkpoints/``.
+        licence: as the page shows it.
+        repositories: of a published model three, in this order: transformer (one file); text encoder, VAE and
+            tokenizer; wav2vec2.
+    """
 
     folder: str
     licence: str
-    repositories: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+    repositories: tuple[RepositoryConfig, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -235,11 +261,16 @@ LIVETALK_1_3B = Preset(
     ),
     weights=WeightsConfig(
         folder="livetalk-1.3b",
-        licence="see the model pages: cc-by-nc-sa-4.0 (student), apache-2.0 (Wan VAE, umT5, wav2vec2)",
+        licence="CC BY-NC-SA 4.0 (LiveTalk-1.3B), Apache-2.0 (Wan VAE, umT5, wav2vec2)",
         repositories=(
-            ("GAIR/LiveTalk-1.3B-V0.1", "main", ()),
-            ("Wan-AI/Wan2.1-T2V-1.3B", "main", ("models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth")),
-            ("facebook/wav2vec2-base-960h", "main", ()),
+            RepositoryConfig("GAIR/LiveTalk-1.3B-V0.1", ("*.safetensors",), 5.69, "CC BY-NC-SA 4.0"),
+            RepositoryConfig(
+                "Wan-AI/Wan2.1-T2V-1.3B",
+                ("models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth", "google/umt5-xxl/*"),
+                11.87,
+                "Apache-2.0",
+            ),
+            RepositoryConfig("facebook/wav2vec2-base-960h", ("config.json", "model.safetensors"), 0.38, "Apache-2.0"),
         ),
     ),
 )

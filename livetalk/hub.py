@@ -1,8 +1,8 @@
 """Models ready for use: found in ``checkpoints/``, in a folder, or downloaded; and written.
 
 Weights are loaded once and never written again. Our own format is a folder with ``config.json`` (the preset and the
-hash of the weights) and ``model.safetensors``; published models are read as they are. This is the only module that
-talks to the Hugging Face Hub. It does not know how a model is used.
+hash of the weights) and ``model.safetensors``; published models are fetched and converted once (``download``,
+``model.converted``). Who needs the Hugging Face Hub comes here. This module does not know how a model is used.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from livetalk.config import PRESETS, Preset, from_dict, preset, to_dict
+from livetalk.download.weights import Plan, find_ready, plan_download, published_files, ready_folder
 from livetalk.model.audio import AudioEncoder, build_audio_encoder
-from livetalk.model.originals import OriginalFiles, load_original
-from livetalk.model.storage import Storage, load_part, pack_modules, unpack
+from livetalk.model.converted import is_converted, read_converted
+from livetalk.model.originals import load_original
+from livetalk.model.storage import Storage, load_part, pack_modules, unpack, write_whole
 from livetalk.model.text import TextEncoder, WordsTextEncoder
 from livetalk.model.transformer import CausalDiT
 from livetalk.model.vae import VideoVAE, build_vae
@@ -38,7 +40,6 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 CHECKPOINTS_VARIABLE = "LIVETALK_CHECKPOINTS"
 CACHE_VARIABLE = "LIVETALK_CACHE"
-TOKENIZER_FOLDER = "google/umt5-xxl"
 PARTS = ("transformer", "vae", "audio")
 
 
@@ -90,7 +91,7 @@ def load_models(name_or_folder: str | Path = "mini", device: str = "auto", dtype
     """A model by the name of its preset, or from a folder in our format.
 
     Args:
-        name_or_folder: "mini", "livetalk-1.3b", or a folder that holds ``config.json`` and ``model.safetensors``.
+        name_or_folder: "mini", "livetalk-1.3b", or a folder that ``save_models`` or ``plan_weights`` made.
         device: "auto" (CUDA if there is any), or a torch device.
         dtype: "auto" (bfloat16 where the device is fast at it, else float32), or a torch number format.
 
@@ -110,14 +111,19 @@ def load_models(name_or_folder: str | Path = "mini", device: str = "auto", dtype
                 f"There is no model {name!r}. Expected one of {', '.join(PRESETS)}, or a folder with {CONFIG_NAME} and"
                 f" {WEIGHTS_NAME}."
             )
+    if folder is not None and not is_converted(folder):
+        config, state = read_checkpoint(folder)
+        parts = _build(config)
+        for part in PARTS:
+            load_part(parts[part], part, state, str(folder / WEIGHTS_NAME))
+        return _assemble(config, parts, _words(config), place, dtype)
     if folder is None:
-        config, parts, text = load_original(_published(config), config, place, _prompt_cache())
-        return _assemble(config, parts, text, place, dtype)
-    config, state = read_checkpoint(folder)
-    parts = _build(config)
-    for part in PARTS:
-        load_part(parts[part], part, state, str(folder / WEIGHTS_NAME))
-    return _assemble(config, parts, _words(config), place, dtype)
+        files = published_files(config, checkpoint_roots())
+    else:
+        converted = read_converted(folder)
+        config, files = preset(converted.preset), converted.files
+    config, parts, text = load_original(files, config, place, _prompt_cache())
+    return _assemble(config, parts, text, place, dtype)
 
 
 def save_models(
@@ -145,8 +151,8 @@ def save_models(
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
-        _write_whole(target / WEIGHTS_NAME, weights)
-        _write_whole(target / CONFIG_NAME, (json.dumps(described, indent=2) + "\n").encode())
+        write_whole(target / WEIGHTS_NAME, weights)
+        write_whole(target / CONFIG_NAME, (json.dumps(described, indent=2) + "\n").encode())
     except OSError as error:
         raise LiveTalkError(
             f"The checkpoint could not be written to {target}: {error.strerror}. Choose another folder."
@@ -166,6 +172,23 @@ def find_checkpoint(config: Preset) -> Path | None:
         if (root / config.weights.folder / CONFIG_NAME).is_file():
             return root / config.weights.folder
     return None
+
+
+def find_weights(config: Preset) -> Path | None:
+    """Folder from which ``load_models`` would read this preset without fetching or converting anything, if any."""
+    folder = find_checkpoint(config)
+    if folder is None and config.weights.repositories and find_ready(config, checkpoint_roots()) is not None:
+        folder = ready_folder(config)
+    return folder
+
+
+def plan_weights(name: str) -> Plan:
+    """What fetching and converting the weights of a preset takes; ``carry_out`` does it.
+
+    Raises:
+        LiveTalkError: no such preset, or a repository can be neither listed nor found on this machine.
+    """
+    return plan_download(preset(name), checkpoint_roots())
 
 
 def inference_client(url: str | None = None, timeout_s: float = 120.0) -> Any:
@@ -253,54 +276,6 @@ def _missing(config: Preset) -> LiveTalkError:
     )
 
 
-def _published(config: Preset) -> OriginalFiles:
-    """Files of a published model, downloaded if need be.
-
-    The preset lists three repositories in this order: transformer; text encoder and VAE of Wan 2.1; wav2vec2.
-
-    Raises:
-        LiveTalkError: a repository cannot be fetched, or the first does not hold exactly one weight file.
-    """
-    student, wan, speech = config.weights.repositories
-    text_name, vae_name = wan[2]
-    own = _repository(config, student, ["*.safetensors"])
-    weights = sorted(own.glob("*.safetensors"))
-    if len(weights) != 1:
-        names = ", ".join(path.name for path in weights) or "none"
-        raise LiveTalkError(
-            f"{own} must hold exactly one .safetensors file; found: {names}. Keep the transformer only."
-        )
-    shared = _repository(config, wan, [text_name, vae_name, f"{TOKENIZER_FOLDER}/*"])
-    return OriginalFiles(
-        transformer=weights[0],
-        vae=shared / vae_name,
-        text=shared / text_name,
-        tokenizer=shared / TOKENIZER_FOLDER,
-        audio=_repository(config, speech, ["config.json", "model.safetensors"]),
-    )
-
-
-def _repository(config: Preset, source: tuple[str, str, tuple[str, ...]], patterns: list[str]) -> Path:
-    """Folder with the wanted files of a repository: ``<root>/<preset folder>/<repository name>``, else downloaded.
-
-    Raises:
-        LiveTalkError: neither there nor reachable.
-    """
-    name, revision, _ = source
-    places = [root / config.weights.folder / name.rpartition("/")[2] for root in checkpoint_roots()]
-    for place in places:
-        if place.is_dir():
-            return place
-    try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # offline, refused, not found, disk full: many types, one remedy
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise LiveTalkError(
-            f"{config.title} needs files of https://huggingface.co/{name} and they could not be fetched: {reason}."
-            f" Connect to the network, or put them into {places[0]}."
-        ) from error
-
-
 def _prompt_cache() -> Path:
     """Folder for encoded prompts."""
     named = os.environ.get(CACHE_VARIABLE)
@@ -378,20 +353,11 @@ def _assemble(
     number_format = _dtype(dtype, device)
     return Models(
         preset=config,
-        transformer=parts["transformer"].to(device=device).prepare_for_inference(number_format),
+        # converted tensor by tensor on the way, so that the device never holds both formats
+        transformer=parts["transformer"].to(device, number_format).prepare_for_inference(number_format),
         vae=parts["vae"].to(device).prepare_for_inference(number_format),
         audio=parts["audio"].to(device=device, dtype=torch.float32).eval().requires_grad_(False),
         text=text,
         device=device,
         dtype=number_format,
     )
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a passing name and put it in place at once."""
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -106,7 +106,8 @@ def space_files(root: Path = CLONE) -> list[str]:
         raise LiveTalkError(
             f"git cannot say which files it tracks in {root}: {_sentence(said[0])} Publish from a clone of LiveTalk."
         ) from error
-    tracked = [path for path in told.stdout.decode("utf-8", "surrogateescape").split("\0") if path]
+    # a set, because git repeats files in the middle of a merge
+    tracked = {path for path in told.stdout.decode("utf-8", "surrogateescape").split("\0") if path}
     found = sorted(path for path in tracked if not path.startswith(LEFT_OUT) and (root / path).is_file())
     absent = [name for name in NEEDED if name not in found]
     if absent:

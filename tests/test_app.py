@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from flash_avatar import FlashAvatar
 
+from livetalk.config import PRESETS
 from livetalk.types import LiveTalkError, Pictures
 from livetalk.ui.api import PIECE_PICTURES, pieces
 from livetalk.ui.checks import check_mode, check_sid, decoded_pcm16
 from livetalk.ui.live import LiveSessions
-from livetalk.ui.page import build, launch_options, live_events, server_functions
+from livetalk.ui.page import build, launch_options, live_events, page_of, server_functions
 from livetalk.ui.plain import checked_prompt, checked_seed, chosen, plain, uploaded
 
 
@@ -190,3 +191,13 @@ def test_only_the_api_is_public():
     assert public == {"render", "session", "push_audio", "say", "stop", "chat"}
     options = launch_options()
     assert options["ssr_mode"] is False and options["run_history"] is False and "allowed_paths" not in options
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda preset: preset.name)
+def test_the_page_says_which_model_is_on_and_under_which_licence(preset):
+    avatar = FlashAvatar()
+    avatar.preset = preset
+    page = page_of(LiveSessions(avatar, places=1, limit_s=60.0))
+    shown = next(block for block in page.blocks.values() if block.elem_id == "lt-head").html_template
+    licences = {one.licence for one in preset.weights.repositories} or {"Apache-2.0"}
+    assert preset.title in shown and all(licence in shown for licence in licences)

@@ -20,6 +20,7 @@ LEVELS = [
     {"livetalk.ui", "livetalk.eval"},
     {"livetalk.stream", "livetalk.distill"},
     {"livetalk.rollout", "livetalk.hub", "livetalk.publish", "livetalk.media", "livetalk.voice", "livetalk.rulers"},
+    {"livetalk.download"},
     {"livetalk.flow", "livetalk.model"},
     {"livetalk.types", "livetalk.config", "livetalk.resources", "livetalk._version"},
 ]
@@ -27,7 +28,8 @@ WITHIN_LEVEL = {("livetalk.config", "livetalk.types")}
 SOLE_IMPORTERS = {
     "gradio": {"app", "livetalk.ui"},
     "spaces": {"app", "livetalk.ui"},
-    "huggingface_hub": {"livetalk.hub", "livetalk.publish"},  # hub fetches; publish is the only one that writes there
+    # models and clients; files that come; files that go
+    "huggingface_hub": {"livetalk.hub", "livetalk.download", "livetalk.publish"},
     "av": {"livetalk.media"},
     "soundfile": {"livetalk.media"},
 }

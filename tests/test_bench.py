@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 
-from livetalk.eval import bench
-from tests.live import tiny_models
+import pytest
+
+from livetalk.eval import bench, roofline
+from livetalk.hub import random_models
+from livetalk.types import LiveTalkError
+from tests.live import tiny_identity, tiny_models
+from tests.tiny import TINY
 
 
 def test_the_benchmark_reports_every_figure() -> None:
@@ -17,3 +23,37 @@ def test_the_benchmark_reports_every_figure() -> None:
     assert all(0 < stage["p50"] <= stage["p95"] for stage in figures["stages"].values())
     assert figures["matmul_gflops"]["float32"] > 0
     assert figures["peak_rss_mb"] is None or figures["peak_rss_mb"] > 50
+
+
+def test_stages_are_counted_against_measured_peaks() -> None:
+    models = random_models(TINY, dtype="float32")
+    found = roofline.measure(models, tiny_identity(), rounds=1)
+    json.dumps(found)
+    assert found["peak_gflops"] > 0 and found["peak_gbytes_s"] > 0
+    for name in ("audio", "denoise", "commit", "decode"):
+        assert found[name]["least_mbytes"] > 0 and found[name]["ms"] > 0
+    assert found["network_fps"] > 0 and found["teacher"]["generator_ratio"] > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_operations_are_those_of_the_products(dtype: str) -> None:
+    models = random_models(TINY, dtype=dtype)
+    config, rollout = TINY.model, TINY.rollout
+    shape = TINY.latent_shape(rollout.chunk_frames)
+    per_frame = shape.tokens_per_frame(config.patch)
+    tokens, keys = rollout.chunk_frames * per_frame, rollout.window_frames * per_frame
+    width, texts = config.width, config.text_tokens
+    layer = 2 * tokens * width * (6 * width + 2 * config.ffn_width) + 4 * tokens * (keys + texts) * width
+    outside = 2 * tokens * (config.in_channels + config.out_channels) * math.prod(config.patch) * width
+    embedding = 2 * width * (config.freq_width + 7 * width)
+    expected = len(rollout.timesteps) * (config.layers * layer + outside + embedding)
+    stage = roofline.stages(models, tiny_identity())["denoise"]
+    assert roofline.operations(stage) == pytest.approx(expected, rel=0.02)
+
+
+def test_a_large_preset_is_benchmarked_with_fewer_layers() -> None:
+    models = bench.random_models_of("mini", "cpu", bench.Random(layers=2, size=64))
+    assert (models.preset.model.layers, models.preset.height) == (2, 64)
+    for wrong in (bench.Random(layers=0), bench.Random(layers=7), bench.Random(size=50)):
+        with pytest.raises(LiveTalkError, match=r"Give --(layers|size)"):
+            bench.random_models_of("mini", "cpu", wrong)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "usable_cores", lambda: 4)
     monkeypatch.setattr(resources, "memory_bytes", lambda: (8 * GIB, 16 * GIB))
     monkeypatch.setattr("livetalk.stream.talkers.hosted.machine_token", lambda: None)
+    monkeypatch.setattr(capability, "find_weights", hub.find_checkpoint)  # whatever was downloaded here before
     monkeypatch.delenv(resources.THREADS_VARIABLE, raising=False)
     for name in ("LIVETALK_REALTIME_URL", "LIVETALK_HOSTED_BASE_URL", "LIVETALK_TALKER"):
         monkeypatch.delenv(name, raising=False)
@@ -88,10 +90,10 @@ def test_a_large_gpu_runs_what_is_installed(gpu, monkeypatch) -> None:
     data, _ = found()
     assert data["machine"]["device"]["kind"] == "cuda" and "Made-up GPU" in data["machine"]["device"]["text"]
     assert all(preset["fits"] and preset["device"] == "cuda" for preset in data["presets"].values())
-    assert "downloaded" in data["presets"]["livetalk-1.3b"]["text"]
+    assert "not here" in data["presets"]["livetalk-1.3b"]["text"]
     assert {name for name, one in data["talkers"].items() if not one["works"]} == {"realtime", "hosted"}
     assert data["talkers"]["gemma-e4b"]["automatic"]
-    assert data["advice"] == []
+    assert data["advice"] == ["For the weights of LiveTalk-1.3B: python -m livetalk download --preset livetalk-1.3b"]
 
 
 def test_a_small_gpu_says_how_much_is_missing(gpu, monkeypatch) -> None:
@@ -208,7 +210,7 @@ def test_nothing_is_loaded_or_fetched_for_what_is_not_here(gpu, monkeypatch) -> 
     def refuse(*_: object, **__: object) -> None:
         raise LiveTalkError("a download")
 
-    monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setattr(socket, "socket", refuse)
     monkeypatch.setattr(capability, "load_models", refuse)
     monkeypatch.setattr(capability, "random_models", lambda preset, **_: tiny_models())
     monkeypatch.setattr(capability, "real_time_factor", lambda models: 2.5)

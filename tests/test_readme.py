@@ -98,7 +98,7 @@ def test_front_matter_makes_a_space() -> None:
 
 def test_front_matter_names_every_model() -> None:
     hosted = HostedConfig()
-    used = {name for preset in PRESETS.values() for name, _, _ in preset.weights.repositories}
+    used = {repository.name for preset in PRESETS.values() for repository in preset.weights.repositories}
     used |= {gemma.SMALL, gemma.LARGE, qwen_omni.REPOSITORY, hosted.ears_model, hosted.chat_model, hosted.voice_model}
     assert used <= set(front_matter(README)["models"])
 
@@ -120,7 +120,7 @@ def test_variables_of_a_space_are_all_explained() -> None:
     settings = {"LIVETALK_HOSTED_": HostedConfig, "LIVETALK_REALTIME_": RealtimeConfig}
     known = {prefix + field.name.upper() for prefix, kind in settings.items() for field in dataclasses.fields(kind)}
     assert read <= explained
-    assert explained <= read | known | {"HF_TOKEN", "OMP_NUM_THREADS"}
+    assert explained <= read | known | {"HF_TOKEN", "HF_HOME", "OMP_NUM_THREADS"}
     assert {"HF_TOKEN", "LIVETALK_REALTIME_KEY", "LIVETALK_HOSTED_API_KEY"} == {
         name for name in explained if f"| `{name}` | secret |" in table
     }

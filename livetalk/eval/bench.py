@@ -12,12 +12,15 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from livetalk.hub import Models, load_models
+from livetalk.config import preset as config_of
+from livetalk.eval import roofline
+from livetalk.hub import Models, load_models, random_models
 from livetalk.media.packets import Packer
 from livetalk.stream.performer import Performer
 from livetalk.types import (
@@ -26,6 +29,7 @@ from livetalk.types import (
     PICTURES_PER_SECOND,
     AudioChunk,
     Identity,
+    LiveTalkError,
     SpeechEnd,
     pictures_of,
 )
@@ -42,23 +46,67 @@ CALIBRATION_ROUNDS = 8
 START_TIMEOUT_S = 600.0
 
 
-def run(preset: str = "mini", device: str = "auto", seconds: float = 30.0) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Random:
+    """Random weights instead of those of a preset: they take as long, and nothing has to be fetched.
+
+    Attributes:
+        layers: of the network, for machines that cannot carry all of them; None = all.
+        size: height and width of the pictures; None = the preset's.
+    """
+
+    layers: int | None = None
+    size: int | None = None
+
+
+def run(
+    preset: str = "mini", device: str = "auto", seconds: float = 30.0, random: Random | None = None
+) -> dict[str, Any]:
     """Measure a preset on this machine.
 
     Args:
         preset: name of a preset, or a folder with a checkpoint.
         device: "auto", "cpu" or "cuda".
         seconds: length of the video to generate.
+        random: random weights of the preset's sizes.
 
     Returns:
-        Plain data: see :func:`measure`, and ``ready_s``, the time from the start of a process until it is warm.
+        Plain data: see :func:`measure`; ``roofline``, see :func:`livetalk.eval.roofline.measure`; and of weights that
+        are not random ``ready_s``, the time from the start of a process until it is warm.
 
     Raises:
-        LiveTalkError: no such model or device.
+        LiveTalkError: no such model or device, or sizes that cannot be.
     """
-    models = load_models(preset, device)
+    models = load_models(preset, device) if random is None else random_models_of(preset, device, random)
     figures = measure(models, seconds)
-    return {"preset": preset, **figures, "ready_s": round(ready_s(preset, device), 2)}
+    told = {
+        "preset": preset,
+        "weights": "random" if random else "trained",
+        "layers": models.preset.model.layers,
+        **figures,
+        "roofline": roofline.measure(models, _identity(models)),
+    }
+    return told | ({"ready_s": round(ready_s(preset, device), 2)} if random is None else {})
+
+
+def random_models_of(name: str, device: str, wanted: Random) -> Models:
+    """Random weights of a preset's sizes, with fewer layers or smaller pictures if so wanted.
+
+    Raises:
+        LiveTalkError: no such preset or device, or sizes that cannot be.
+    """
+    config = config_of(name)
+    most = config.model.layers
+    layers = most if wanted.layers is None else wanted.layers
+    if not 1 <= layers <= most:
+        raise LiveTalkError(f"{config.title} has {most} layers; {layers} were asked for. Give --layers 1 to {most}.")
+    side = config.height if wanted.size is None else wanted.size
+    if side < 16 or side % 16:
+        raise LiveTalkError(f"Pictures of {side} x {side} cannot be made. Give --size as a multiple of 16.")
+    hearing = config.model.audio_layer_range
+    audible = None if not len(hearing) else (min(hearing.start, layers - 1), min(hearing[-1], layers - 1))
+    model = replace(config.model, layers=layers, audio_layers=audible)
+    return random_models(replace(config, model=model, height=side, width=side), device=device, dtype="auto")
 
 
 def measure(models: Models, seconds: float, rounds: int = FIRST_PICTURE_ROUNDS) -> dict[str, Any]:
@@ -72,7 +120,7 @@ def measure(models: Models, seconds: float, rounds: int = FIRST_PICTURE_ROUNDS) 
     Returns:
         ``first_frame_ms`` and ``first_frame_p95_ms`` (last sample the first chunk needs -> its pictures, encoded),
         ``fps`` and ``real_time_factor`` (generated seconds per second, all stages), ``stages`` (milliseconds a chunk,
-        p50 and p95), ``peak_rss_mb``, and what the machine was like.
+        p50 and p95), ``peak_rss_mb``, ``peak_gpu_mb`` (None without a GPU), and what the machine was like.
     """
     identity = _identity(models)
     first_ms = [1000 * _first_picture_s(models, identity, seed) for seed in range(rounds + 2)][2:]  # two to get warm
@@ -87,6 +135,7 @@ def measure(models: Models, seconds: float, rounds: int = FIRST_PICTURE_ROUNDS) 
         "fps": round(fps, 1),
         "real_time_factor": round(fps / PICTURES_PER_SECOND, 2),
         "peak_rss_mb": peak_rss_mb(),
+        "peak_gpu_mb": _peak_gpu_mb(models.device),
         "stages": stages,
         "threads": torch.get_num_threads(),
         **machine(models.device),
@@ -109,6 +158,11 @@ def peak_rss_mb() -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def _peak_gpu_mb(device: torch.device) -> float | None:
+    """Largest memory that tensors ever had on the GPU, in MiB."""
+    return round(torch.cuda.max_memory_allocated(device) / 2**20, 1) if device.type == "cuda" else None
 
 
 def ready_s(preset: str, device: str) -> float:

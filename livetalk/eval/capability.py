@@ -1,7 +1,7 @@
 """Whether a preset fits this machine, and how fast it would be: needs counted from its sizes, speed measured briefly.
 
 An expectation, not a benchmark (``bench`` is one): a second or two of silence, on a machine that may be busy. Nothing
-is downloaded, and no weights are read but those of a checkpoint that is here.
+is downloaded, and no weights are read but those that come with the repository.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from livetalk import resources
 from livetalk.config import Preset
-from livetalk.hub import Models, fast_dtype, find_checkpoint, load_models, random_models
+from livetalk.hub import Models, fast_dtype, find_weights, load_models, random_models
 from livetalk.model.cache import KVCache
 from livetalk.model.transformer import CausalDiT
 from livetalk.stream.performer import Performer
@@ -45,7 +45,7 @@ class Fit:
         device: where it would run.
         needed_bytes: memory of that device it needs, free.
         why_not: why it does not fit, in a sentence; None = it does.
-        has_weights: a checkpoint in our format is here.
+        has_weights: they are here, ready to be loaded.
         factor: seconds of video a second that one stream may expect; None = not measured.
     """
 
@@ -68,7 +68,7 @@ def fit(preset: Preset, measure: bool = True) -> Fit:
         LiveTalkError: its checkpoint is here and damaged.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    has_weights = find_checkpoint(preset) is not None
+    has_weights = find_weights(preset) is not None
     needed = needed_bytes(preset, fast_dtype(device))
     found = Fit(preset, device, needed, _why_not(preset, device, needed, has_weights), has_weights)
     if found.why_not is not None or not measure:
@@ -94,14 +94,14 @@ def wants_gpu(preset: Preset) -> bool:
 
 
 def expected_factor(preset: Preset, device: torch.device) -> float:
-    """Real-time factor to expect of one stream: with its weights if they are here, else extrapolated.
+    """Real-time factor to expect of one stream: measured with an embedded model, extrapolated for a published one.
 
     Raises:
-        LiveTalkError: its checkpoint is damaged.
+        LiveTalkError: the embedded checkpoint is damaged.
     """
-    if find_checkpoint(preset) is not None:
-        return real_time_factor(load_models(preset.name, str(device)))
-    return extrapolated_factor(preset, device)
+    if preset.weights.repositories:  # gigabytes, too slow to read for an expectation
+        return extrapolated_factor(preset, device)
+    return real_time_factor(load_models(preset.name, str(device)))
 
 
 def extrapolated_factor(preset: Preset, device: torch.device) -> float:

@@ -153,13 +153,15 @@ def _preset(preset: Preset, measure: bool) -> Finding:
     if found.why_not is not None:
         return Finding("presets", preset.name, False, found.why_not, _larger(found), facts)
     text = f"fits (needs {needed})"
+    wanted = ""
     if not found.has_weights:
-        text += "; its weights are downloaded when it is first loaded"
+        text += "; its weights are not here yet"
+        wanted = f"For the weights of {preset.title}: python -m livetalk download --preset {preset.name}"
     if found.factor is None:
-        return Finding("presets", preset.name, True, text, facts=facts)
+        return Finding("presets", preset.name, True, text, wanted, facts)
     short = _too_slow(found.factor)
     text += f"; expect about {found.factor:.1f} x real time" + (f": {short}" if short else "")
-    return Finding("presets", preset.name, True, text, _faster(found) if short else "", facts)
+    return Finding("presets", preset.name, True, text, wanted or (_faster(found) if short else ""), facts)
 
 
 def _larger(found: capability.Fit) -> str:

@@ -6,7 +6,8 @@ Knows shapes and their slicing by latent frame. Does not know encoders, files or
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,12 +56,14 @@ class AudioVectors:
 class TextKeys:
     """Keys (normalised) and values of the text, one ``[B, heads, L, d]`` per layer.
 
-    ``pooled`` ``[B, D]`` is added to the time embedding of networks that have ``pooled_text``.
+    ``pooled`` ``[B, D]`` is added to the time embedding of networks that have ``pooled_text``. ``levels`` is the
+    network's own: what it made of noise levels under these words.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     pooled: Tensor | None = None
+    levels: dict[float, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ This module does not know what a preset is, nor where files are.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
@@ -104,6 +105,20 @@ def check_fit(expected: Mapping[str, torch.Size], found: Mapping[str, Tensor], s
             f"The weights do not fit ({source}): {'; '.join(problems)}."
             " Expected exactly the tensors of this model. Fetch the unchanged file again."
         )
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a passing name and put it in place at once.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    unfinished = path.with_name(path.name + ".part")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _to_int8(value: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -19,6 +20,7 @@ from livetalk.config import ModelConfig
 from livetalk.model.attention import EPS, AttentionContext, ChunkMask, ClipContext, CrossAttention, SelfAttention
 from livetalk.model.cache import CachePass, KVCache
 from livetalk.model.conditions import AudioVectors, Conditions, TextKeys, image_condition, pack_audio
+from livetalk.model.embedding import PatchEmbedding, sinusoid
 from livetalk.model.kernels import gelu, gelu_form
 from livetalk.model.packing import Packable
 from livetalk.types import PICTURES_PER_LATENT, LiveTalkError
@@ -73,29 +75,41 @@ class DiTBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width, eps=EPS)
         self.ffn = FeedForward(width, config.ffn_width, width)
 
+    def modulations(self, projection: Tensor) -> tuple[Tensor, ...]:
+        """What a noise level does in this layer: shift, factor and gate of each half, ``[B, F, 1, D]`` each.
+
+        Args:
+            projection: time embedding projected to ``[B, F, 6, D]``.
+        """
+        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + projection).unsqueeze(-2).unbind(2)
+        return shift1, 1 + scale1, gate1, shift2, 1 + scale2, gate2
+
     def forward(
-        self, x: Tensor, projection: Tensor, text: tuple[Tensor, Tensor], layer: int, context: AttentionContext
+        self,
+        x: Tensor,
+        modulations: tuple[Tensor, ...],
+        text: tuple[Tensor, Tensor],
+        layer: int,
+        context: AttentionContext,
     ) -> Tensor:
         """One layer.
 
         Args:
             x: tokens ``[B, F, P, D]``; written over when gradients are off.
-            projection: time embedding projected to ``[B, F, 6, D]``.
+            modulations: see ``modulations``.
             text: keys and values of this layer.
             layer: number of this layer.
             context: what self-attention sees.
         """
-        modulation = (self.modulation + projection).unsqueeze(-2)
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(2)
-        attended = self.self_attn(modulate(x, shift1, scale1).flatten(1, 2), layer, context)
+        shift1, factor1, gate1, shift2, factor2, gate2 = modulations
+        attended = self.self_attn(modulate(x, shift1, factor1).flatten(1, 2), layer, context)
         x = add(x, attended.view(x.shape), gate1)
         x = add(x, self.cross_attn(self.norm3(x).flatten(1, 2), *text).view(x.shape))
-        return add(x, self.ffn(modulate(x, shift2, scale2)), gate2)
+        return add(x, self.ffn(modulate(x, shift2, factor2)), gate2)
 
-    def write_keys(self, x: Tensor, projection: Tensor, layer: int, context: CachePass) -> None:
+    def write_keys(self, x: Tensor, modulations: tuple[Tensor, ...], layer: int, context: CachePass) -> None:
         """Only what a later chunk needs of this layer, when nothing behind it is wanted: keys and values."""
-        shift, scale = (self.modulation + projection).unsqueeze(-2).unbind(2)[:2]
-        context.write(layer, *self.self_attn.keys_values(modulate(x, shift, scale).flatten(1, 2)))
+        context.write(layer, *self.self_attn.keys_values(modulate(x, *modulations[:2]).flatten(1, 2)))
 
 
 def add(x: Tensor, y: Tensor, gate: Tensor | None = None) -> Tensor:
@@ -105,15 +119,22 @@ def add(x: Tensor, y: Tensor, gate: Tensor | None = None) -> Tensor:
     return x.add_(y) if gate is None else x.addcmul_(gate, y)
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm without parameters, times ``1 + scale``, plus ``shift``, one each per latent frame or for all."""
-    scale = 1 + scale
-    if scale.numel() == x.shape[-1] and not torch.is_grad_enabled():
-        return F.layer_norm(x, x.shape[-1:], scale.flatten(), shift.flatten(), EPS)
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), scale)
+def modulate(x: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
+    """Layer norm without parameters, times ``factor``, plus ``shift``, one each per latent frame or for all."""
+    if factor.numel() == x.shape[-1] and not torch.is_grad_enabled():
+        return F.layer_norm(x, x.shape[-1:], factor.flatten(), shift.flatten(), EPS)
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), factor)
 
 
-class Head(nn.Module):
+@dataclass(frozen=True)
+class Level:
+    """A noise level as the network takes it: of every layer, and of the head; see ``DiTBlock.modulations``."""
+
+    layers: tuple[tuple[Tensor, ...], ...]
+    head: tuple[Tensor, ...]
+
+
+class Head(Packable):
     """Last norm, modulation and projection to patches (spec section 5.4)."""
 
     def __init__(self, width: int, patch_numbers: int) -> None:
@@ -121,18 +142,18 @@ class Head(nn.Module):
         self.modulation = nn.Parameter(torch.randn(1, 2, width) / math.sqrt(width))
         self.head = nn.Linear(width, patch_numbers)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Tokens ``[B, F, P, D]`` and time embedding ``[B, F, D]`` to ``[B, F, P, patch numbers]``."""
+    def pack_groups(self) -> dict[str, tuple[nn.Linear, ...]]:
+        """See ``Packable``."""
+        return {"head": (self.head,)}
+
+    def modulations(self, embedding: Tensor) -> tuple[Tensor, ...]:
+        """Shift and factor for a time embedding ``[B, F, D]``, ``[B, F, 1, D]`` each."""
         shift, scale = (self.modulation + embedding.unsqueeze(2)).unsqueeze(-2).unbind(2)
-        return self.head(modulate(x, shift, scale))
+        return shift, 1 + scale
 
-
-def sinusoid(t: Tensor, width: int) -> Tensor:
-    """Time embedding of ``t`` (0..1000): cosines first, then sines (spec section 5.1); ``[..., width]`` float64."""
-    half = width // 2
-    frequencies = torch.pow(10_000.0, -torch.arange(half, dtype=torch.float64, device=t.device) / half)
-    angles = t.to(torch.float64)[..., None] * frequencies
-    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+    def forward(self, x: Tensor, modulations: tuple[Tensor, ...]) -> Tensor:
+        """Tokens ``[B, F, P, D]`` to ``[B, F, P, patch numbers]``."""
+        return (self.packed("head") or self.head)(modulate(x, *modulations))
 
 
 class CausalDiT(nn.Module):
@@ -150,7 +171,7 @@ class CausalDiT(nn.Module):
         check_config(config)
         self.config = config
         width = config.width
-        self.patch_embedding = nn.Conv3d(config.in_channels, width, config.patch, stride=config.patch)
+        self.patch_embedding = PatchEmbedding(config.in_channels, width, config.patch)
         self.text_embedding = FeedForward(config.text_width, width, width)
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_width, width), nn.SiLU(), nn.Linear(width, width))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
@@ -241,7 +262,7 @@ class CausalDiT(nn.Module):
             LiveTalkError: sizes that do not fit together.
         """
         cond = self.prepare(cond)
-        tokens, embedding, projection = self._enter(x, t, cond)
+        tokens, level = self._enter(x, t, cond)
         context: AttentionContext
         if cache is None:
             times = range(x.shape[2]) if positions is None else positions.tolist()
@@ -249,8 +270,8 @@ class CausalDiT(nn.Module):
         else:
             context = cache.open(x.shape[2])
         for layer, block in enumerate(self.blocks):
-            tokens = block(self._hear(tokens, layer, cond), projection, _text_of(cond, layer), layer, context)
-        return self._unpatch(self.head(tokens, embedding), x)
+            tokens = block(self._hear(tokens, layer, cond), level.layers[layer], _text_of(cond, layer), layer, context)
+        return self._unpatch(self.head(tokens, level.head), x)
 
     def write_context(self, latents: Tensor, t: Tensor, cond: Conditions, cache: KVCache) -> None:
         """Write keys and values of clean latents into the cache and move on; stops at the last layer's keys.
@@ -263,15 +284,15 @@ class CausalDiT(nn.Module):
         """
         with torch.no_grad():
             cond = self.prepare(cond)
-            tokens, _, projection = self._enter(latents, t, cond)
+            tokens, level = self._enter(latents, t, cond)
             context = cache.open(latents.shape[2])
             last = len(self.blocks) - 1
             for layer, block in enumerate(self.blocks):
                 tokens = self._hear(tokens, layer, cond)
                 if layer == last:
-                    self._block(layer).write_keys(tokens, projection, layer, context)
+                    self._block(layer).write_keys(tokens, level.layers[layer], layer, context)
                 else:
-                    tokens = block(tokens, projection, _text_of(cond, layer), layer, context)
+                    tokens = block(tokens, level.layers[layer], _text_of(cond, layer), layer, context)
             cache.advance(latents.shape[2])
 
     def _hear(self, tokens: Tensor, layer: int, cond: Conditions) -> Tensor:
@@ -282,32 +303,38 @@ class CausalDiT(nn.Module):
         assert isinstance(cond.audio, AudioVectors)
         return add(tokens, cond.audio.vectors[layer - hearing.start].unsqueeze(2))
 
-    def _enter(self, x: Tensor, t: Tensor, cond: Conditions) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens ``[B, F, P, D]``, time embedding ``[B, F, D]`` and its projection ``[B, F, 6, D]``.
-
-        One noise level for all frames is embedded once: the last two then have one frame.
-        """
+    def _enter(self, x: Tensor, t: Tensor, cond: Conditions) -> tuple[Tensor, Level]:
+        """Tokens ``[B, F, P, D]`` and the noise level."""
         frames, image = x.shape[2], cond.image
         if image.shape[2] != frames:
             raise LiveTalkError(f"The image condition has {image.shape[2]} frames, the latents have {frames}.")
         rows, columns = self._grid(x)
-        tokens = self._patches(torch.cat((x.to(self.dtype), image.to(self.device, self.dtype)), dim=1))
-        tokens = tokens.unflatten(1, (frames, rows * columns))
-        t = t if t.dim() == 2 else t[:, None]
+        channels = torch.cat((x.to(self.dtype), image.to(self.device, self.dtype)), dim=1)
+        tokens = self.patch_embedding(channels).unflatten(1, (frames, rows * columns))
         if not t.is_floating_point():
             raise LiveTalkError("Noise levels must be floating point numbers: whole numbers lose the time embedding.")
-        embedding = self.time_embedding(sinusoid(t.to(self.device), self.config.freq_width).to(self.dtype))
-        if isinstance(cond.text, TextKeys) and cond.text.pooled is not None:
-            embedding = embedding + cond.text.pooled.unsqueeze(1)
-        return tokens, embedding, self.time_projection(embedding).unflatten(-1, (6, -1))
+        assert isinstance(cond.text, TextKeys)
+        return tokens, self._level(t if t.dim() == 2 else t[:, None], cond.text)
 
-    def _patches(self, channels: Tensor) -> Tensor:
-        """``[B, C, F, H, W]`` to tokens ``[B, F * P, D]``; the convolution written as one matrix product."""
-        batch, count, frames, height, width = channels.shape
-        _, high, wide = self.config.patch
-        patches = channels.view(batch, count, frames, height // high, high, width // wide, wide)
-        patches = patches.permute(0, 2, 3, 5, 1, 4, 6).reshape(batch, -1, count * high * wide)
-        return F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
+    def _level(self, t: Tensor, text: TextKeys) -> Level:
+        """Noise levels ``[B, F]``, or ``[B, 1]`` for all frames, as the layers take them.
+
+        A rollout has a handful of them: with packed weights, which are known not to change, they are computed once
+        under the same words.
+        """
+        lasts = t.numel() == 1 and self.head.packed("head") is not None
+        key = float(t) if lasts else math.nan
+        if lasts and key in text.levels:
+            return text.levels[key]
+        embedding = self.time_embedding(sinusoid(t.to(self.device), self.config.freq_width).to(self.dtype))
+        if text.pooled is not None:
+            embedding = embedding + text.pooled.unsqueeze(1)
+        projection = self.time_projection(embedding).unflatten(-1, (6, -1))
+        layers = tuple(self._block(layer).modulations(projection) for layer in range(self.config.layers))
+        level = Level(layers, self.head.modulations(embedding))
+        if lasts:
+            text.levels[key] = level
+        return level
 
     def _unpatch(self, numbers: Tensor, x: Tensor) -> Tensor:
         """Patch numbers ``[B, F, P, (row, column, channel)]`` to latents like ``x``."""

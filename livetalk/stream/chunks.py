@@ -262,9 +262,10 @@ class ChunkMaker:
         return self._worded(Conditions(image=image, audio=packed, text=self._text))
 
     def _worded(self, cond: Conditions) -> Conditions:
-        """Conditions with the words' keys computed once; sound stays as rows: guidance silences what is heard in it."""
-        self._text = self._models.transformer.prepare(cond).text
-        return dataclasses.replace(cond, text=self._text)
+        """Conditions as the network takes them; the words' keys are computed once."""
+        prepared = self._models.transformer.prepare(cond)
+        self._text = prepared.text
+        return prepared
 
     @torch.inference_mode()
     def _decode(self, made: torch.cuda.Event | None, latents: Tensor, state: Any) -> Decoded:

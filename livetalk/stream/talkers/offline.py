@@ -18,6 +18,8 @@ from livetalk.stream.talkers.replies import Replies, name_in
 from livetalk.stream.talkers.spoken import SpokenVoice, speak_reply
 from livetalk.stream.turns import CancelScope
 
+WARM_UP = "Hello."
+
 
 class OfflineTalker:
     """Ear, topics and voice of one conversation; see the module's docstring.
@@ -40,6 +42,8 @@ class OfflineTalker:
     def start(self, persona: Persona) -> None:
         """Choose the voice and start the ear, which loads its models while the conversation begins.
 
+        The voice says something at once that nobody hears: the first word of an engine takes longer than any other.
+
         Args:
             persona: its voice is one of ``livetalk.voice.available_voices()``; of its instructions only a name is
                 taken ("You are Ada."), for more a language model would be needed.
@@ -50,6 +54,7 @@ class OfflineTalker:
         self._voice = SpokenVoice(persona.voice)
         self._name = name_in(persona.instructions)
         self._ear.open()
+        self._voice.say(WARM_UP)
 
     def hear(self, samples: np.ndarray) -> None:
         """Begin to recognise the turn that is going on."""

@@ -57,7 +57,8 @@ class Recognizer:
             words, grammar = Path(folder, "words.dict"), Path(folder, "sentences.arpa")
             words.write_text("\n".join(dictionary) + "\n", encoding="utf-8")
             grammar.write_text(_language_model(usable), encoding="utf-8")
-            self._domain = pocketsphinx.Decoder(lm=str(grammar), dict=str(words), loglevel="FATAL")
+            # A second pass over so few sentences finds nothing new, and the answer would wait for it.
+            self._domain = pocketsphinx.Decoder(lm=str(grammar), dict=str(words), fwdflat=False, loglevel="FATAL")
         self._decoders = (self._general, self._domain)
         self._noise = np.random.default_rng(0)
         self._pending = np.zeros(0, np.float32)
@@ -89,6 +90,11 @@ class Recognizer:
             "domain": _text(self._domain),
             "words": [self._described(word) for word in self._general.seg() or () if word.word[0] not in "<[+"],
         }
+
+    def warm_up(self) -> None:
+        """Hear a moment of nothing, so that the first visitor does not wait for what happens once."""
+        self.hear(np.zeros(3 * BLOCK, np.float32))
+        self.finish()
 
     def forget(self) -> None:
         """Drop the utterance."""
@@ -162,6 +168,7 @@ def serve(orders: BinaryIO, answers: BinaryIO) -> None:
 
     threading.Thread(target=read, daemon=True).start()
     recognizer = Recognizer(sentences)
+    recognizer.warm_up()
     while True:
         with arrived:
             arrived.wait_for(lambda: waiting)
