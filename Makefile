@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+REPO ?=
+SPACE_ARGS ?=
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check -q $(PIP_ARGS) -c constraints.txt
 
-.PHONY: help demo test check bench soak clean
+.PHONY: help demo space test check bench soak clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -25,6 +27,9 @@ $(VENV)/.dev: $(VENV)/.demo requirements-train.txt requirements-extra.txt requir
 
 demo: $(VENV)/.demo  ## the page on this machine, with the embedded model (PIP_ARGS=... goes to pip)
 	$(PY) app.py
+
+space: $(VENV)/.demo  ## publish this clone as a Hugging Face Space: make space REPO=user/name (SPACE_ARGS=--private, --dry-run)
+	$(PY) -m livetalk space --repo "$(REPO)" $(SPACE_ARGS)
 
 test: $(VENV)/.dev  ## all tests (CPU, no network)
 	$(PY) -m pytest -m "not soak and not gpu"

@@ -17,10 +17,10 @@ import threading
 import time
 from collections.abc import Callable
 
-if "OMP_NUM_THREADS" not in os.environ:  # read once, when torch is imported
-    # One core stays free for the encoder, the page and a browser on the same machine: two threads that wait for each
-    # other on a busy machine are slower than one.
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 2) - 1))
+from livetalk.resources import THREADS_VARIABLE, page_threads
+
+if THREADS_VARIABLE not in os.environ:  # read once, when torch is imported
+    os.environ[THREADS_VARIABLE] = str(page_threads())
 
 if importlib.util.find_spec("spaces"):
     import spaces  # noqa: F401  # on ZeroGPU it must come before torch; elsewhere it does nothing

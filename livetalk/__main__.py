@@ -1,4 +1,4 @@
-"""The command line: ``python -m livetalk {render,chat,doctor,download,bench,evaluate,distill,curate}``.
+"""The command line: ``python -m livetalk {render,chat,doctor,download,space,bench,evaluate,distill,curate}``.
 
 Bad input ends with one sentence and exit code 2, never with a traceback.
 """
@@ -18,6 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from livetalk._version import __version__
+from livetalk.eval.arguments import add_kinds
 from livetalk.types import LiveTalkError
 
 
@@ -45,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_chat(commands)
     _add_doctor(commands)
     _add_download(commands)
+    _add_space(commands)
     _add_bench(commands)
     _add_evaluate(commands)
     _add_distill(commands)
@@ -83,7 +85,9 @@ def _add_chat(commands: Any) -> None:
 
 
 def _add_doctor(commands: Any) -> None:
-    doctor = commands.add_parser("doctor", help="what this machine can run, and why")
+    doctor = commands.add_parser("doctor", help="what this machine can run, how fast, and what to install or change")
+    doctor.add_argument("--quick", action="store_true", help="measure no speed")
+    doctor.add_argument("--json", action="store_true", help="the last line is JSON")
     doctor.set_defaults(run=_doctor)
 
 
@@ -92,6 +96,14 @@ def _add_download(commands: Any) -> None:
     download.add_argument("--preset", default="livetalk-1.3b", help="which model")
     download.add_argument("--dry-run", action="store_true", help="only say what it takes: files, sizes, free space")
     download.set_defaults(run=_download)
+
+
+def _add_space(commands: Any) -> None:
+    space = commands.add_parser("space", help="publish this clone as a Hugging Face Space; last line: its address")
+    space.add_argument("--repo", required=True, help="user/name of the Space; made if there is none")
+    space.add_argument("--private", action="store_true", help="only you see a new Space")
+    space.add_argument("--dry-run", action="store_true", help="say what would be sent, and send nothing")
+    space.set_defaults(run=_space)
 
 
 def _add_bench(commands: Any) -> None:
@@ -118,56 +130,8 @@ def _add_bench(commands: Any) -> None:
 
 def _add_evaluate(commands: Any) -> None:
     evaluate = commands.add_parser("evaluate", help="quality on faces and speech never seen; the last line is JSON")
-    kinds = evaluate.add_subparsers(dest="what", required=True, metavar="what")
-    clips = kinds.add_parser("clips", help="lips, sharpness, words, silence; on the set that comes with the weights")
-    clips.add_argument("--clips", type=int, default=None, help="number of clips (all of the set; 8 when drawn)")
-    clips.add_argument("--seconds", type=float, default=None, help="length of each clip (whole; 12 when drawn)")
-    clips.add_argument("--long", type=int, default=None, help="number of 60 s clips (all of the set; 2 when drawn)")
-    clips.add_argument("--words", type=int, default=None, help="faces that are told every mood and motion")
-    clips.add_argument("--silent", type=int, default=2, help="faces that listen to 30 s of silence")
-    clips.set_defaults(run=_evaluate_clips)
-    long = kinds.add_parser("long", help="one face talks for minutes; or the ablation of the identity sinks")
-    long.add_argument("--minutes", type=int, default=10, help="stretches of a rollout, the last one like the first")
-    long.add_argument("--stretch", type=float, default=None, help="seconds of a stretch (60)")
-    long.add_argument("--faces", type=int, default=1, help="rollouts")
-    long.add_argument("--ablation", action="store_true", help="0, 3, 9, 12 sinks, with and without portrait channels")
-    long.add_argument("--sinks", type=int, nargs="+", default=None, help="sink frames to try instead")
-    long.set_defaults(run=_evaluate_long)
-    teacher = kinds.add_parser("teacher", help="student against its teacher: lips, Frechet distances, time")
-    teacher.add_argument("--teacher", type=Path, required=True, help="folder with the teacher's weights")
-    teacher.add_argument("--clips", type=int, default=24, help="clips of 5 s")
-    teacher.add_argument("--steps", type=int, default=48, help="steps of the teacher")
-    teacher.add_argument("--text-guidance", type=float, help="of the teacher; 1 = none, by default as distilled")
-    teacher.add_argument("--audio-guidance", type=float, help="of the teacher; 1 = none, by default as distilled")
-    teacher.set_defaults(run=_evaluate_teacher)
-    vae = kinds.add_parser("vae", help="what the VAE alone costs, on newly drawn faces")
-    vae.add_argument("--clips", type=int, default=24, help="clips")
-    vae.add_argument("--seconds", type=float, default=5.0, help="length of each")
-    vae.set_defaults(run=_evaluate_vae)
-    ablation = kinds.add_parser("ablation", help="the paper's ablation in miniature, on a finished run of distill")
-    ablation.add_argument("--run", dest="folder", type=Path, required=True, help="folder of the run: clips, teacher")
-    ablation.add_argument("--out", type=Path, required=True, help="receives every stage, table, plot and pictures")
-    ablation.add_argument("--seeds", type=int, default=1, help="trainings of every recipe")
-    ablation.add_argument("--scale", type=float, default=1.0, help="multiplies all numbers of steps")
-    ablation.add_argument("--clips", type=int, default=32, help="new people who are judged, 5 s each")
-    ablation.add_argument("--final-uncurated", action="store_true", help="also the paper's last row")
-    ablation.set_defaults(run=_evaluate_ablation)
-    topics = kinds.add_parser("topics", help="how well the offline talker finds what questions are about")
-    topics.add_argument("--questions", type=Path, default=Path("tests/data/questions.json"), help="JSON with questions")
-    topics.add_argument(
-        "--voices", nargs="+", default=["flite:slt", "flite:rms"], help="who asks them; they are typed first"
-    )
-    topics.set_defaults(run=_evaluate_topics)
-    make = kinds.add_parser("make-set", help="draw the held-out set that is shipped with the weights")
-    make.add_argument("--out", type=Path, default=None, help="folder (held-out/ beside the weights)")
-    make.set_defaults(run=_make_set)
-    for kind in (clips, long, teacher):
-        kind.add_argument("--data", default=None, help="'fresh' = newly drawn; or the folder of a set")
-        kind.add_argument("--report", type=Path, default=None, help="folder for report.md, pictures, plots and JSON")
-    for kind in (clips, long, teacher, vae):
-        kind.add_argument("--seed", type=int, default=None, help="first seed of newly drawn faces (never looked at)")
-    for kind in (clips, long, teacher, vae, make):
-        _add_model_options(kind)
+    add_kinds(evaluate.add_subparsers(dest="what", required=True, metavar="what"), _add_model_options)
+    evaluate.set_defaults(run=_evaluate)
 
 
 def _add_distill(commands: Any) -> None:
@@ -250,10 +214,22 @@ def _chat(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _doctor(_: argparse.Namespace) -> int:
+def _doctor(arguments: argparse.Namespace) -> int:
     from livetalk.eval import doctor
 
-    print(doctor.report(doctor.examine()))
+    findings = doctor.examine(measure=not arguments.quick)
+    print(doctor.report(findings))
+    if arguments.json:
+        print(json.dumps(doctor.as_data(findings)))
+    return 0
+
+
+def _space(arguments: argparse.Namespace) -> int:
+    from livetalk import publish
+
+    plan = publish.plan(arguments.repo)
+    print(plan.listing(), flush=True)
+    print("Nothing was sent (dry run)." if arguments.dry_run else publish.publish(plan, arguments.private))
     return 0
 
 
@@ -291,6 +267,19 @@ def _bench(arguments: argparse.Namespace) -> int:
         figures = bench.run(arguments.preset, arguments.device, arguments.seconds, random)
     _print_figures(figures)
     return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    kinds = {
+        "clips": _evaluate_clips,
+        "long": _evaluate_long,
+        "teacher": _evaluate_teacher,
+        "vae": _evaluate_vae,
+        "ablation": _evaluate_ablation,
+        "topics": _evaluate_topics,
+        "make-set": _make_set,
+    }
+    return kinds[arguments.what](arguments)
 
 
 def _evaluate_clips(arguments: argparse.Namespace) -> int:

@@ -19,16 +19,17 @@ LEVELS = [
     {"app", "livetalk.__main__"},
     {"livetalk.ui", "livetalk.eval"},
     {"livetalk.stream", "livetalk.distill"},
-    {"livetalk.rollout", "livetalk.hub", "livetalk.media", "livetalk.voice", "livetalk.rulers"},
+    {"livetalk.rollout", "livetalk.hub", "livetalk.publish", "livetalk.media", "livetalk.voice", "livetalk.rulers"},
     {"livetalk.download"},
     {"livetalk.flow", "livetalk.model"},
-    {"livetalk.types", "livetalk.config", "livetalk._version"},
+    {"livetalk.types", "livetalk.config", "livetalk.resources", "livetalk._version"},
 ]
 WITHIN_LEVEL = {("livetalk.config", "livetalk.types")}
 SOLE_IMPORTERS = {
     "gradio": {"app", "livetalk.ui"},
     "spaces": {"app", "livetalk.ui"},
-    "huggingface_hub": {"livetalk.hub", "livetalk.download"},  # models and clients; files
+    # models and clients; files that come; files that go
+    "huggingface_hub": {"livetalk.hub", "livetalk.download", "livetalk.publish"},
     "av": {"livetalk.media"},
     "soundfile": {"livetalk.media"},
 }

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from livetalk.stream.avatar import Avatar
+from livetalk.stream.pace import CONVERSATION_FACTOR
 from livetalk.stream.talkers.protocol import Heard, Persona
 from livetalk.types import LiveTalkError
 from livetalk.ui import line as line_module
 from livetalk.ui import live as live_module
-from livetalk.ui.capacity import HEADROOM, PLACES_VARIABLE, Carried, measured_factor
+from livetalk.ui.capacity import PLACES_VARIABLE, Carried, measured_factor
 from livetalk.ui.line import LIVE_LIMIT, Line
 from livetalk.ui.live import LiveSessions, Talk
 from livetalk.ui.shelf import Shelf
@@ -208,13 +209,13 @@ def test_the_line_is_bounded() -> None:
     ("alone", "running", "places"),
     [
         (0.3, [], 1),
-        (4.3 * HEADROOM, [], 4),
-        (4.3 * HEADROOM, [None, None], 4),
-        (4.3 * HEADROOM, [2.6 * HEADROOM], 2),
-        (4.3 * HEADROOM, [2.2 * HEADROOM, 2.1 * HEADROOM], 4),
-        (4.3 * HEADROOM, [0.9 * HEADROOM, None], 1),
-        (4.3 * HEADROOM, [1.1 * HEADROOM, None, 1.2 * HEADROOM], 3),
-        (1.0, [50.0], int(50 / HEADROOM)),
+        (4.3 * CONVERSATION_FACTOR, [], 4),
+        (4.3 * CONVERSATION_FACTOR, [None, None], 4),
+        (4.3 * CONVERSATION_FACTOR, [2.6 * CONVERSATION_FACTOR], 2),
+        (4.3 * CONVERSATION_FACTOR, [2.2 * CONVERSATION_FACTOR, 2.1 * CONVERSATION_FACTOR], 4),
+        (4.3 * CONVERSATION_FACTOR, [0.9 * CONVERSATION_FACTOR, None], 1),
+        (4.3 * CONVERSATION_FACTOR, [1.1 * CONVERSATION_FACTOR, None, 1.2 * CONVERSATION_FACTOR], 3),
+        (1.0, [50.0], int(50 / CONVERSATION_FACTOR)),
     ],
 )
 def test_as_many_sessions_as_the_measured_speed_carries(alone, running, places) -> None:

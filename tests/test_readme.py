@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -9,6 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from livetalk.config import PRESETS
+from livetalk.stream.talkers import gemma, qwen_omni
+from livetalk.stream.talkers.hosted_services import HostedConfig
+from livetalk.stream.talkers.realtime_events import RealtimeConfig
+from tests.space_hub import front_matter, front_matter_faults
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -77,9 +84,43 @@ def test_commands_exist(command: str, capsys) -> None:
 
 
 def test_front_matter_makes_a_space() -> None:
-    front = README.split("---")[1]
-    facts = dict(line.split(": ", 1) for line in front.strip().splitlines() if ": " in line)
+    facts = front_matter(README)
+    assert front_matter_faults(facts) == []
     assert facts["sdk"] == "gradio" and facts["app_file"] == "app.py" and facts["license"] == "apache-2.0"
-    pinned = re.search(r"gradio==(\S+)", (ROOT / "requirements.txt").read_text("utf-8"))
+    requirements = (ROOT / "requirements.txt").read_text("utf-8")
+    pinned = re.search(r"gradio==(\S+)", requirements)
     assert pinned and facts["sdk_version"] == pinned.group(1)
-    assert len(facts["short_description"]) <= 60
+    assert facts["suggested_hardware"].startswith("cpu"), "mini is what a duplicated Space runs"
+    assert "preload_from_hub" not in facts, "a Space that runs mini would download gigabytes for nothing"
+    page = "".join(path.read_text("utf-8") for path in (ROOT / "livetalk/ui").glob("*.py"))
+    assert facts.get("hf_oauth", False) == ("OAuthToken" in page)
+
+
+def test_front_matter_names_every_model() -> None:
+    hosted = HostedConfig()
+    used = {repository.name for preset in PRESETS.values() for repository in preset.weights.repositories}
+    used |= {gemma.SMALL, gemma.LARGE, qwen_omni.REPOSITORY, hosted.ears_model, hosted.chat_model, hosted.voice_model}
+    assert used <= set(front_matter(README)["models"])
+
+
+def test_a_space_gets_what_the_demo_installs() -> None:
+    """A Space builds with these two files alone, so neither may point at another one."""
+    requirements = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    packages = (ROOT / "packages.txt").read_text("utf-8").split()
+    assert not [line for line in requirements if line.startswith("-")]
+    assert {"flite", "espeak-ng"} <= set(packages), "the voices; elsewhere requirements-voice.txt brings one"
+    assert all(re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", name) for name in packages)
+
+
+def test_variables_of_a_space_are_all_explained() -> None:
+    table = README[README.index("| name | kind | default |") : README.index("## Licences")]
+    explained = set(re.findall(r"`((?:LIVETALK|HF|OMP)_[A-Z_]+)`", table))
+    sources = [ROOT / "app.py", *(ROOT / "livetalk").rglob("*.py")]
+    read = set(re.findall(r'"(LIVETALK_[A-Z_]*[A-Z])"', "".join(path.read_text("utf-8") for path in sources)))
+    settings = {"LIVETALK_HOSTED_": HostedConfig, "LIVETALK_REALTIME_": RealtimeConfig}
+    known = {prefix + field.name.upper() for prefix, kind in settings.items() for field in dataclasses.fields(kind)}
+    assert read <= explained
+    assert explained <= read | known | {"HF_TOKEN", "HF_HOME", "OMP_NUM_THREADS"}
+    assert {"HF_TOKEN", "LIVETALK_REALTIME_KEY", "LIVETALK_HOSTED_API_KEY"} == {
+        name for name in explained if f"| `{name}` | secret |" in table
+    }

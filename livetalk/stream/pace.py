@@ -23,6 +23,8 @@ Timer = Callable[[], float]
 """Seconds from an arbitrary beginning; never falls."""
 
 REMEMBERED_STEPS = 256
+CONVERSATION_FACTOR = 2.0
+"""Real-time factor that one conversation takes: chunks are made again where a reply begins, and talkers work, too."""
 
 
 class Clock(Protocol):

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from livetalk.stream.avatar import Avatar
+from livetalk.stream.pace import CONVERSATION_FACTOR
 from livetalk.stream.performer import Performer
 from livetalk.types import PICTURES_PER_SECOND, PLAYBACK_RATE, AudioChunk, LiveTalkError
 
 PLACES_VARIABLE = "LIVETALK_PLACES"
 MEASURED_PICTURES = 36
-HEADROOM = 2.0
-"""Real-time factor that one conversation takes: chunks are made again where a reply begins, and talkers work, too."""
 
 
 class Carried:
@@ -44,7 +43,7 @@ class Carried:
         if known and len(running) == 1:
             self._alone = known[0]
         carried = min(self._alone, len(running) * min(known)) if known else self._alone
-        return max(1, int(carried / HEADROOM))
+        return max(1, int(carried / CONVERSATION_FACTOR))
 
 
 def measured_factor(avatar: Avatar) -> float:

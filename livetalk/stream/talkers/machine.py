@@ -43,14 +43,17 @@ def missing(packages: Sequence[str], needed_bytes: float) -> str | None:
         packages: modules that must be installed.
         needed_bytes: GPU memory for its weights.
     """
-    absent = [name for name in packages if importlib.util.find_spec(name) is None]
-    if absent:
-        return f"{', '.join(absent)} is not installed. Install it with 'pip install -r requirements-extra.txt'."
+    reasons = []
     try:
         check_memory("This talker", needed_bytes, choose_device("auto"))
-    except TalkerError as error:
-        return str(error)
-    return None
+    except TalkerError as error:  # told first: installing packages would not mend it
+        reasons.append(str(error))
+    absent = [name for name in packages if importlib.util.find_spec(name) is None]
+    if absent:
+        reasons.append(
+            f"{', '.join(absent)} is not installed. Install it with 'pip install -r requirements-extra.txt'."
+        )
+    return " ".join(reasons) or None
 
 
 def choose_device(device: str) -> torch.device:
