@@ -101,6 +101,7 @@ def denoise_chunk(
     silent = model.prepare(dataclasses.replace(cond, audio=None)) if settings.audio_guidance else None
     last = len(sigmas) - 1 if exit_step is None else exit_step
     gradients = torch.is_grad_enabled()
+    cache.open(noise.shape[3]).is_last = False
     x0 = noise[0]
     for step in range(last + 1):
         x = noise[0] if step == 0 else add_noise(x0, noise[step], sigmas[step])

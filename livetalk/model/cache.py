@@ -235,6 +235,8 @@ class CachePass:
     def __init__(self, cache: KVCache, frames: int) -> None:
         first, stop = cache.stored_frames, cache.stored_frames + frames
         self.frames = frames
+        self.is_last = True
+        """Whether later chunks may see what this pass writes; noisy passes need not keep what only they would read."""
         self._cache = cache
         done, own = 0, []
         for begin, end in cache._spans(first, stop):
@@ -278,7 +280,7 @@ class CachePass:
 
     def _keep_raw(self, layer: int, k: Tensor, begin: int) -> None:
         """Store un-rotated keys of the span that begins at token ``begin``, as far as it lies in the ring."""
-        if self._cache._raw_keys is None:
+        if self._cache._raw_keys is None or not self.is_last:
             return
         place = begin - self._cache._sinks * self._cache._tokens
         k, place = k[:, :, max(0, -place) :], max(0, place)

@@ -19,6 +19,8 @@ from torch import Tensor
 SCORE_SCALE = 128 * math.log2(math.e)
 # The bits of 1.0 in bfloat16: exponent 127, fraction 0.
 _ONE_BITS = 127 << 7
+# With so few scores the fixed cost of products in bfloat16 is larger than that of torch's own attention in float32.
+_FEW_SCORES = 8192
 # Scores up to this, 100 doublings either way, leave room for the sum of a row.
 _SAFE_SCORE = 100 * 128
 # Attention scores held at a time: fewer calls pay more than a smaller footprint, up to 3 MB in bfloat16.
@@ -158,6 +160,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, largest: float = math.inf) -> Tensor
     if torch.is_grad_enabled():
         return torch.matmul(torch.softmax(torch.matmul(q / SCORE_SCALE, k.transpose(-1, -2)), dim=-1), v)
     batch, heads, tokens, width = q.shape
+    if heads * tokens * k.shape[2] <= _FEW_SCORES:
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), scale=1 / SCORE_SCALE).to(k.dtype)
     out = k.new_empty(batch, tokens, heads, width).transpose(1, 2)
     queries = torch.empty(q.shape, dtype=k.dtype).copy_(q)
     for sample in range(batch):

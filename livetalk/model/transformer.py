@@ -286,6 +286,7 @@ class CausalDiT(nn.Module):
             cond = self.prepare(cond)
             tokens, level = self._enter(latents, t, cond)
             context = cache.open(latents.shape[2])
+            context.is_last = True
             last = len(self.blocks) - 1
             for layer, block in enumerate(self.blocks):
                 tokens = self._hear(tokens, layer, cond)
