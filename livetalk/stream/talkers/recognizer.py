@@ -57,8 +57,7 @@ class Recognizer:
             words, grammar = Path(folder, "words.dict"), Path(folder, "sentences.arpa")
             words.write_text("\n".join(dictionary) + "\n", encoding="utf-8")
             grammar.write_text(_language_model(usable), encoding="utf-8")
-            # A second pass over so few sentences finds nothing new, and the answer would wait for it.
-            self._domain = pocketsphinx.Decoder(lm=str(grammar), dict=str(words), fwdflat=False, loglevel="FATAL")
+            self._domain = pocketsphinx.Decoder(lm=str(grammar), dict=str(words), loglevel="FATAL")
         self._decoders = (self._general, self._domain)
         self._noise = np.random.default_rng(0)
         self._pending = np.zeros(0, np.float32)
