@@ -12,6 +12,7 @@ A question in a file, answered with a video (``sid`` makes it a conversation)::
 A live conversation: ``examples/chat.py``.
 """
 
+import asyncio
 import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +46,10 @@ from livetalk.ui.plain import (
 PIECE_PICTURES = 12
 BACKLOG_S = 30.0
 BEGIN_S = 5.0
+OVER_S = 5.0
+SETTLE_S = 0.5
+"""Rest of /stop. gradio_client learns the name of a call after the server has taken it. When the last two calls of a
+client are over by then, it opens a stream of events that nobody closes, and its process never ends."""
 _NAMES = {"visitor": "You", "avatar": "LiveTalk"}
 
 
@@ -292,10 +297,15 @@ def _add_live(sessions: LiveSessions, outbox: Outbox, live_limit: int) -> None:
         sessions.write(sid, checked_text(text))
         return Taken(sid=sid, state=sessions.get(sid).state)
 
-    @plain
-    def stop(sid: str) -> Stopped:
-        """Ends a live session: its /session stream finishes with the piece at hand. Stopping twice does no harm."""
+    @plain_async
+    async def stop(sid: str) -> Stopped:
+        """Ends a live session: its /session stream finishes with the piece at hand; answers when the session is over.
+
+        Stopping twice does no harm.
+        """
         sessions.stop(sid)
+        await sessions.over(sid, OVER_S)
+        await asyncio.sleep(SETTLE_S)
         return Stopped(sid=sid, stopped=True)
 
     stream = plain_stream(session)

@@ -280,6 +280,12 @@ class LiveSessions:
         while check_sid(sid) not in self._visits and sid not in self._ended and time.monotonic() < end:
             await asyncio.sleep(0.05)
 
+    async def over(self, sid: str, wait_s: float) -> None:
+        """Waits until that session has ended, ``wait_s`` at most: a stopped one finishes its piece first."""
+        end = time.monotonic() + wait_s
+        while check_sid(sid) in self._visits and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+
     def place(self, sid: str) -> int:
         """Place in line of a visitor who waits (1 = next); 0 = does not wait."""
         return self._line.place(check_sid(sid))
