@@ -237,6 +237,29 @@ def packs(model: CausalDiT) -> int:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_few_words_are_folded_into_the_projections(model, dtype, rows):
+    ours = copy.deepcopy(model).prepare_for_inference(dtype)
+    attention, width = ours.blocks[0].cross_attn, ours.config.width
+    few_rows = width // (2 * attention.heads)
+    words, many = (torch.randn(rows, count, width, dtype=dtype) for count in (min(few_rows, 5), few_rows + 1))
+    tokens = torch.randn(rows, 12, width, dtype=dtype)
+    with torch.inference_mode():
+        keys, values = attention.keys_values(words)
+        few = attention.folded(keys, values)
+        assert attention.folded(*attention.keys_values(many)) is None, "with many words folding is more work"
+        if not packs(ours):  # this machine's torch has no packed products in this number format
+            assert few is None
+            return
+        plain = attention(tokens, keys, values)
+        folded = attention(tokens, keys, values, few)
+    exact = model.blocks[0].cross_attn(tokens.float(), *model.blocks[0].cross_attn.keys_values(words.float()))
+    limit = 1e-5 if dtype == torch.float32 else 0.02
+    assert rms_error(folded, exact.detach()) < limit
+    assert rms_error(folded, plain.float()) < 2 * limit
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_packed_weights_compute_the_same(model, dtype):
     x, cond, t = latents(6), conditions(6), torch.tensor([500.0])
     with torch.no_grad():

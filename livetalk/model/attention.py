@@ -14,7 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from livetalk.model.kernels import SCORE_SCALE, attend, rms_norm, rotate, scaled_rows
+from livetalk.model.conditions import FewKeys
+from livetalk.model.kernels import SCORE_SCALE, attend, attend_few, rms_norm, rotate, scaled_rows
 from livetalk.model.packing import Packable
 from livetalk.model.rotary import rotary_table, time_shift
 from livetalk.types import LiveTalkError
@@ -238,6 +239,27 @@ class CrossAttention(Attention):
         """See ``Packable``: keys and values are made once and stay as they are."""
         return {"q": (self.q,), "o": (self.o,)}
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Attend from tokens ``[B, N, D]`` to prepared keys and values ``[B, heads, L, d]``."""
-        return self._output(attend(self.queries(x), keys, values, self._bound()))
+    def folded(self, keys: Tensor, values: Tensor) -> FewKeys | None:
+        """Keys and values ``[B, heads, L, d]`` with the projections in them; None if unpacked or if it is more work."""
+        batch, heads, count, _ = keys.shape
+        width = self.o.out_features
+        if self.packed("q") is None or 2 * heads * count > width:
+            return None
+        own = torch.eye(heads, device=keys.device)[:, None, :, None]
+        spread = (own * keys.float().unsqueeze(3)).reshape(batch, heads * count, width)
+        outputs = values.float() @ self.o.weight.float().view(width, heads, -1).permute(1, 2, 0)
+        return FewKeys(spread * self._gains[0] / SCORE_SCALE, outputs.reshape(batch, heads * count, width))
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, few: FewKeys | None = None) -> Tensor:
+        """Attend from tokens ``[B, N, D]`` to prepared keys and values ``[B, heads, L, d]``.
+
+        Args:
+            x: tokens.
+            keys: normalised.
+            values: of the same rows.
+            few: see ``folded``; then the result is float32.
+        """
+        packed = self.packed("q")
+        if few is None or packed is None:
+            return self._output(attend(self.queries(x), keys, values, self._bound()))
+        return attend_few(packed(x), few.keys, few.outputs, self.o.bias, self.heads, EPS)

@@ -53,16 +53,31 @@ class AudioVectors:
 
 
 @dataclass(frozen=True)
+class FewKeys:
+    """Keys and values so few that the projections on either side of an attention are folded into them.
+
+    Attributes:
+        keys: ``[B, heads * L, D]`` float32, zero outside their head: queries of all heads times them are the scores.
+        outputs: ``[B, heads * L, D]`` float32: the values behind the output projection.
+    """
+
+    keys: Tensor
+    outputs: Tensor
+
+
+@dataclass(frozen=True)
 class TextKeys:
     """Keys (normalised) and values of the text, one ``[B, heads, L, d]`` per layer.
 
-    ``pooled`` ``[B, D]`` is added to the time embedding of networks that have ``pooled_text``. ``levels`` is the
-    network's own: what it made of noise levels under these words.
+    ``pooled`` ``[B, D]`` is added to the time embedding of networks that have ``pooled_text``. ``few`` is the same
+    folded, or empty; it serves packed weights only. ``levels`` is the network's own: what it made of noise levels
+    under these words.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     pooled: Tensor | None = None
+    few: tuple[FewKeys, ...] = ()
     levels: dict[float, Any] = field(default_factory=dict, compare=False, repr=False)
 
 

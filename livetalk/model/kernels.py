@@ -19,8 +19,6 @@ from torch import Tensor
 SCORE_SCALE = 128 * math.log2(math.e)
 # The bits of 1.0 in bfloat16: exponent 127, fraction 0.
 _ONE_BITS = 127 << 7
-# With so few scores the fixed cost of products in bfloat16 is larger than that of torch's own attention in float32.
-_FEW_SCORES = 8192
 # Scores up to this, 100 doublings either way, leave room for the sum of a row.
 _SAFE_SCORE = 100 * 128
 # Attention scores held at a time: fewer calls pay more than a smaller footprint, up to 3 MB in bfloat16.
@@ -160,13 +158,35 @@ def attend(q: Tensor, k: Tensor, v: Tensor, largest: float = math.inf) -> Tensor
     if torch.is_grad_enabled():
         return torch.matmul(torch.softmax(torch.matmul(q / SCORE_SCALE, k.transpose(-1, -2)), dim=-1), v)
     batch, heads, tokens, width = q.shape
-    if heads * tokens * k.shape[2] <= _FEW_SCORES:
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), scale=1 / SCORE_SCALE).to(k.dtype)
     out = k.new_empty(batch, tokens, heads, width).transpose(1, 2)
     queries = torch.empty(q.shape, dtype=k.dtype).copy_(q)
     for sample in range(batch):
         _attend_sample(queries[sample], k[sample], v[sample], out[sample], largest)
     return out
+
+
+def attend_few(q: Tensor, keys: Tensor, outputs: Tensor, bias: Tensor, heads: int, eps: float) -> Tensor:
+    """Attention to few keys, from projected queries to the output projection's result, in float32.
+
+    Scores are laid out key by key, tokens innermost: torch's softmax over a handful of neighbours is ten times slower.
+
+    Args:
+        q: queries ``[B, N, D]``, projected, not normalised.
+        keys: ``[B, heads * L, D]`` float32 with the queries' scale and gains in them, zero outside their head; gains
+            times sqrt(D), see ``scaled_rows``.
+        outputs: ``[B, heads * L, D]`` float32, values behind the output projection.
+        bias: of the output projection ``[D]``.
+        heads: number of heads.
+        eps: of the queries' RMS norm.
+
+    Returns:
+        float32 ``[B, N, D]``.
+    """
+    q = q.float()
+    inverse = torch.linalg.vector_norm(q, dim=-1).square_().add_(eps * q.shape[-1]).rsqrt_()
+    scores = torch.bmm(keys, q.transpose(1, 2)).mul_(inverse.unsqueeze(1))
+    weights = torch.softmax(scores.unflatten(1, (heads, -1)), dim=2).flatten(1, 2)
+    return torch.baddbmm(bias.float(), weights.transpose(1, 2), outputs)
 
 
 def _attend_sample(q: Tensor, k: Tensor, v: Tensor, out: Tensor, largest: float) -> None:

@@ -171,8 +171,8 @@ class ChunkMaker:
         before = self._before()
         self._take_look(index)
         cond = self._conditions(index, self._driven(index, rows))
+        noise = chunk_noise(self._seed, index, self._shape, len(self._settings.timesteps))
         with self._times.stage("denoise"):
-            noise = chunk_noise(self._seed, index, self._shape, len(self._settings.timesteps))
             latents = denoise_chunk(self._models.transformer, self._cache, cond, noise, self._settings)
         first, stop = picture_span(index * self._frames, self._frames)
         made = None if self._stream is None else torch.cuda.current_stream(self._models.device).record_event()
