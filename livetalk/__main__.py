@@ -326,7 +326,7 @@ def _evaluate_ablation(arguments: argparse.Namespace) -> int:
     from livetalk.eval import ablation, ablation_plan
 
     logging.getLogger().setLevel(logging.INFO)
-    given = {name: getattr(arguments, name) for name in ("seeds", "scale", "clips", "final_uncurated")}
+    given = {name: getattr(arguments, name) for name in ("seeds", "scale", "clips", "final_uncurated", "beyond")}
     _print_figures(ablation.run(arguments.folder, arguments.out, ablation_plan.AblationPlan(**given)))
     return 0
 

@@ -18,7 +18,7 @@ from livetalk.config import to_dict
 from livetalk.distill import loop, train
 from livetalk.distill.data import ClipStore
 from livetalk.distill.recipes import recipe
-from livetalk.eval import ablation, ablation_measure
+from livetalk.eval import ablation, ablation_measure, ablation_plan
 from livetalk.eval.ablation_conditions import (
     FAULTLESS,
     SHARD,
@@ -29,7 +29,7 @@ from livetalk.eval.ablation_conditions import (
     write_conditions,
 )
 from livetalk.eval.ablation_measure import Statistics, interval, over_seeds, resamplings
-from livetalk.eval.ablation_plan import ARMS, AblationPlan
+from livetalk.eval.ablation_plan import ARMS, BEYOND, AblationPlan
 from livetalk.eval.ablation_report import COUNTERPARTS, PAPER_ROWS, Change, changes_of, steps, verdict
 from livetalk.hub import load_models
 from livetalk.types import LiveTalkError
@@ -109,6 +109,31 @@ def test_recipes_that_differ_only_later_share_their_first_stage(done: Path) -> N
     finished = {(stage / "model.safetensors").read_bytes() for stage in stages(done, "dmd")}
     assert len(finished) == 5, "every recipe is another student"
     assert load_models(stages(done, "dmd")[0] / "model", "cpu").preset.rollout.audio_guidance == 0
+
+
+@needs_renderer
+def test_what_goes_beyond_the_paper_is_compared_with_one_recipe(run: Path, done: Path, tmp_path: Path) -> None:
+    out = tmp_path / "beyond"
+    shutil.copytree(done, out)
+    tried = ("pairs of a causal teacher", "a reader looks at the lips", "rollouts no longer than the window")
+    with pytest.MonkeyPatch.context() as few:
+        few.setattr(ablation_plan, "BEYOND", (BEYOND[0], *(arm for arm in BEYOND if arm.name in tried)))
+        assert main([*command(run, out), "--beyond"]) == 0
+    result = json.loads((out / "beyond.json").read_text())
+    first, *others = result["arms"]
+    assert not first["clear"] and {arm["setting"] for arm in others} == set(tried)
+    assert all({"sync_r", "frechet_clips", "flicker"} <= set(arm["changes"]) for arm in others)
+    assert len(stages(out, "pairs")) == 3 and len(stages(out, "ode")) == 4, "only causal pairs start another student"
+    assert len(stages(out, "dmd")) == len(stages(done, "dmd")) + 3
+    assert "beyond.png" in (out / "beyond.md").read_text()
+
+
+@needs_renderer
+def test_without_a_reader_nothing_is_begun(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    poor = tmp_path / "run"
+    shutil.copytree(run, poor, ignore=lambda *_: {"reader"})
+    assert main([*command(poor, tmp_path / "out"), "--beyond"]) == 2
+    assert "distill reader" in capsys.readouterr().err
 
 
 @needs_renderer

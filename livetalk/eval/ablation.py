@@ -28,8 +28,10 @@ from livetalk.distill.learner import save_tensors
 from livetalk.distill.loop import CHECKPOINT, Loop, LoopConfig
 from livetalk.distill.pairs import ABOUT_PAIRS, write_pairs
 from livetalk.distill.ranks import one_thread, run_ranks, training_device
+from livetalk.distill.reader import load_reader
 from livetalk.distill.recipes import Recipe, recipe
 from livetalk.distill.speech import HELD_OUT_SEED, HELD_OUT_VOICES
+from livetalk.eval.ablation_beyond import write_beyond
 from livetalk.eval.ablation_conditions import FAULTLESS, write_conditions
 from livetalk.eval.ablation_measure import Statistics, is_judged, judge_clips, over_seeds, read_judged, statistics_of
 from livetalk.eval.ablation_plan import AblationPlan, Arm, check_plan
@@ -78,6 +80,21 @@ class FinishedRun:
         return self.folder / RUN_FILES[0]
 
     @property
+    def reader(self) -> Path:
+        """Weights of the reader.
+
+        Raises:
+            LiveTalkError: the run has none.
+        """
+        file = self.folder / "reader" / WEIGHTS_NAME
+        if not file.is_file():
+            raise LiveTalkError(
+                f"{file} is missing: one recipe is trained by a reader. Make it with 'python -m livetalk distill reader"
+                f" --out {self.folder}' and the recipe of that run."
+            )
+        return file
+
+    @property
     def ranks(self) -> int:
         """Processes that train together: the same number everywhere, because it is part of the batch."""
         return self.recipe.ranks or RANKS
@@ -119,6 +136,8 @@ def run(folder: Path, out: Path, plan: AblationPlan | None = None) -> dict[str, 
     plan = plan or AblationPlan()
     check_plan(plan)
     work = _Work(open_run(folder), out, plan)
+    if plan.beyond:
+        _ = work.given.reader  # tell now what would be missing in an hour
     with one_thread():
         cases_folder, cases = work.cases()
         found: dict[str, list[dict[str, Path]]] = {arm.name: [] for arm in plan.arms}
@@ -199,7 +218,7 @@ class _Work:
     def trajectories(self, arm: Arm) -> Path:
         """The teacher's trajectories over the conditions of a recipe."""
         conditions = self.conditions(arm)
-        config = replace(self.plan.pairs, frames=self.frames, dtype=self.dtype)
+        config = replace(self.plan.pairs, frames=self.frames, dtype=self.dtype, **dict(arm.pairs))
         folder = self.out / f"pairs-{_source(arm)}-{self.given.named(conditions.name, to_dict(config))}"
         files = -(-len(ClipStore(conditions)) // config.batch)
         if not (folder / ABOUT_PAIRS).is_file() or len(list(folder.glob("shard-*.safetensors"))) < files:
@@ -211,7 +230,7 @@ class _Work:
     def initialised(self, arm: Arm, seed: int) -> Path:
         """Folder of the student of a recipe after ODE initialisation."""
         pairs, loop = self.trajectories(arm), self.plan.initialisation(arm, seed)
-        config = replace(self.plan.ode, dtype=self.dtype)
+        config = replace(self.plan.ode, dtype=self.dtype, **dict(arm.regression))
         key = self.given.named(pairs.name, to_dict(config), to_dict(loop))
         folder = self.out / f"ode-{_source(arm)}-{loop.steps}-seed{seed}-{key}"
         self._train(folder, _ode_rank, (self.given, pairs, folder, loop, config))
@@ -258,7 +277,8 @@ def _dmd_rank(
     given: FinishedRun, clips: Path, folder: Path, student: Path, loop: LoopConfig, config: dmd.DmdConfig
 ) -> None:
     weights = dmd.StartWeights(student=student, teacher=given.teacher, critic=given.teacher)
-    _keep(dmd.train(given.preset, clips, folder, weights, loop, config))
+    seen = load_reader(given.reader) if config.reader_weight else None
+    _keep(dmd.train(given.preset, clips, folder, weights, loop, config, reader=seen))
 
 
 def _keep(loop: Loop) -> None:
@@ -294,7 +314,8 @@ def _report(
         "clip_s": pictures_of(work.frames) / PICTURES_PER_SECOND,
         "settings": [_settings(plan, work, arm) for arm in plan.arms],
     }
-    return write_ablation(out, plain(about), statistics, shown)
+    write = write_beyond if plan.beyond else write_ablation
+    return write(out, plain(about), statistics, shown)
 
 
 def _settings(plan: AblationPlan, work: _Work, arm: Arm) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Settings of the paper's ablation in miniature: what each recipe has, how long it trains, at which rates.
+"""Settings of the ablations in miniature: what each recipe has, how long it trains, at which rates.
 
-The paper's baseline is Self-Forcing with its defaults; every recipe adds one thing. Lengths are steps. This module does
+The paper's baseline is Self-Forcing with its defaults; every recipe adds one thing. What goes beyond the paper is tried
+one thing at a time, each against the same recipe. Lengths are steps. This module does
 not know how a stage works.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from livetalk.distill import dmd, ode
 from livetalk.distill.loop import LoopConfig
@@ -16,16 +18,22 @@ from livetalk.distill.pairs import PairConfig
 from livetalk.eval.ablation_conditions import FaultShares
 from livetalk.types import LiveTalkError
 
+Fields = tuple[tuple[str, Any], ...]
+"""Names of a configuration's fields with their values in one recipe."""
+
 
 @dataclass(frozen=True)
 class Arm:
-    """One recipe of the ablation: what it has of the paper's."""
+    """One recipe: what it has of the paper's, and where its stages differ from ``AblationPlan``."""
 
     name: str
     curated: bool = False
     converged: bool = False
     fast: bool = False
     guided: bool = False
+    pairs: Fields = ()
+    regression: Fields = ()
+    matching: Fields = ()
 
 
 ARMS = (
@@ -37,6 +45,24 @@ ARMS = (
 )
 FINAL_UNCURATED = Arm("final recipe, uncurated", converged=True, fast=True, guided=True)
 """The paper's last row; it stands apart from the others."""
+
+
+def _beyond(name: str, **fields: Fields) -> Arm:
+    return Arm(name, curated=True, converged=True, **fields)
+
+
+BEYOND = (
+    _beyond("+ converged ODE"),
+    _beyond("all chunks before, no window", regression=(("windowed", False),), matching=(("windowed", False),)),
+    _beyond("rollouts no longer than the window", matching=(("frames", (15,)), ("scored_frames", 15))),
+    _beyond("pairs of a causal teacher", pairs=(("causal", True),)),
+    _beyond("mouth and eyes count as the rest", matching=(("mouth_weight", 0.0), ("eye_weight", 0.0))),
+    _beyond("a reader looks at the lips", matching=(("reader_weight", 0.5),)),
+    _beyond("no noise on the past", matching=(("past_noise", 0.0),)),
+    _beyond("a flawed past in ODE", regression=(("past_share", 0.25), ("flawed_share", 0.15))),
+)
+"""What goes beyond the paper: the first is the recipe that every other one changes in one thing. It has the window and
+sinks of inference, rollouts longer than the window, weights at mouth and eyes, and noise on the past."""
 
 
 def pair_config() -> PairConfig:
@@ -98,6 +124,7 @@ class AblationPlan:
         scale: multiplies all numbers of steps.
         clips: people who are judged.
         final_uncurated: also the paper's last row, the final recipe on uncurated conditions.
+        beyond: what goes beyond the paper instead of the paper's own recipes.
         frames: latent frames of conditions, rollouts and judged clips; fewer where the run's clips are shorter.
         pairs: how trajectories are made, and of how many conditions; matching has the same conditions.
         ode, ode_loop: ODE initialisation until it has converged.
@@ -112,6 +139,7 @@ class AblationPlan:
     scale: float = 1.0
     clips: int = 32
     final_uncurated: bool = False
+    beyond: bool = False
     frames: int = 21
     pairs: PairConfig = field(default_factory=pair_config)
     ode: ode.OdeConfig = field(default_factory=lambda: ode.OdeConfig(batch=2))
@@ -125,7 +153,9 @@ class AblationPlan:
 
     @property
     def arms(self) -> tuple[Arm, ...]:
-        """The recipes, each with one thing more than the one before."""
+        """The recipes: each with one thing more than the one before, or (beyond) one thing other than the first."""
+        if self.beyond:
+            return BEYOND
         return (*ARMS, FINAL_UNCURATED) if self.final_uncurated else ARMS
 
     def steps(self, count: float) -> int:
@@ -149,6 +179,7 @@ class AblationPlan:
             text_scale=1 + more * (base.text_scale - 1),
             audio_scale=1 + more * (base.audio_scale - 1),
         )
+        config = replace(config, **dict(arm.matching))
         return config, replace(self.matching_loop, steps=self.steps(self.matching_loop.steps or 1), seed=seed)
 
 

@@ -114,7 +114,7 @@ def write_ablation(
         LiveTalkError: the folder cannot be written.
     """
     result = plain({**about, "arms": [_arm(name, whens) for name, whens in arms.items()], "steps": steps(arms)})
-    sheet = contact_sheet(_rows(shown), columns=max(len(clip) for clips in shown for clip in clips))
+    sheet = contact_sheet(clip_rows(shown), columns=max(len(clip) for clips in shown for clip in clips))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         plot(arms).save(folder / PLOT_FILE)
@@ -290,7 +290,7 @@ def _row(arm: Mapping[str, Any], when: str) -> dict[str, Any]:
     return row
 
 
-def _rows(shown: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+def clip_rows(shown: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
     """Rows of the sheet: clip by clip, every recipe."""
     clips = min(SHEET_CASES, *(len(one) for one in shown))
     return [recipe[clip] for clip in range(clips) for recipe in shown]

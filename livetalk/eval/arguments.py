@@ -43,6 +43,7 @@ def add_kinds(kinds: Any, add_model_options: Callable[[argparse.ArgumentParser],
     ablation.add_argument("--scale", type=float, default=1.0, help="multiplies all numbers of steps")
     ablation.add_argument("--clips", type=int, default=32, help="new people who are judged, 5 s each")
     ablation.add_argument("--final-uncurated", action="store_true", help="also the paper's last row")
+    ablation.add_argument("--beyond", action="store_true", help="instead: what goes beyond the paper, one by one")
     topics = kinds.add_parser("topics", help="how well the offline talker finds what questions are about")
     topics.add_argument("--questions", type=Path, default=Path("tests/data/questions.json"), help="JSON with questions")
     topics.add_argument(
