@@ -47,8 +47,8 @@ FINAL_UNCURATED = Arm("final recipe, uncurated", converged=True, fast=True, guid
 """The paper's last row; it stands apart from the others."""
 
 
-def _beyond(name: str, **fields: Fields) -> Arm:
-    return Arm(name, curated=True, converged=True, **fields)
+def _beyond(name: str, pairs: Fields = (), regression: Fields = (), matching: Fields = ()) -> Arm:
+    return Arm(name, curated=True, converged=True, pairs=pairs, regression=regression, matching=matching)
 
 
 BEYOND = (
