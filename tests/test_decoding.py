@@ -11,7 +11,7 @@ import torch
 
 from livetalk.stream.decoding import Decoding
 from livetalk.stream.grid import Grid
-from livetalk.stream.pace import Playback
+from livetalk.stream.pace import MOST_HASTE, REMEMBERED_HASTE, Allowance, Playback
 
 GRID = Grid(3)
 
@@ -64,7 +64,8 @@ def test_every_picture_has_its_chunk_and_frame() -> None:
 
 
 @pytest.mark.parametrize("at_s", np.arange(2.0, 3.0, 0.037).tolist())
-def test_what_is_begun_soonest_is_ready_in_time(at_s: float) -> None:
+@pytest.mark.parametrize("allowance", [1.0, 1.2, 1.6])
+def test_what_is_begun_soonest_is_ready_in_time(at_s: float, allowance: float) -> None:
     now = 0.0
     playback = Playback(lambda: now, 0.6)
     playback.hand_out(0)
@@ -73,8 +74,20 @@ def test_what_is_begun_soonest_is_ready_in_time(at_s: float) -> None:
     def making_s(frames: int) -> float:
         return 0.1 + 0.02 * frames
 
-    first = GRID.soonest(playback, making_s)
+    first = GRID.soonest(playback, making_s, allowance)
     stop = GRID.span(GRID.chunk_of(first))[1]
-    assert playback.ahead_s(first) >= making_s(GRID.frame_of(first) + 1)
-    assert playback.ahead_s(stop) >= making_s(3) + making_s(1)
-    assert playback.ahead_s(first) <= making_s(3) + making_s(1) + 1 / 16, "and not much later than that"
+    assert playback.ahead_s(first) >= allowance * making_s(GRID.frame_of(first) + 1)
+    assert playback.ahead_s(stop) >= allowance * making_s(3) + making_s(1)
+    assert playback.ahead_s(first) <= allowance * making_s(3) + making_s(1) + 1 / 16, "and not much later than that"
+
+
+def test_an_allowance_grows_with_what_came_late_and_shrinks_again() -> None:
+    allowance = Allowance()
+    calm = allowance.factor
+    allowance.note(0.2, 0.3)
+    assert allowance.factor >= 1.5 > calm
+    for _ in range(REMEMBERED_HASTE):
+        allowance.note(0.2, 0.19)
+    assert allowance.factor == calm
+    allowance.note(0.2, 20.0)
+    assert allowance.factor == MOST_HASTE, "one hitch must not delay a whole conversation"

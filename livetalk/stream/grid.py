@@ -35,19 +35,20 @@ class Grid:
         """First picture after the latent frame that holds ``picture``."""
         return picture_span(_latent_frame(picture), 1)[1]
 
-    def soonest(self, playback: Playback, making_s: Callable[[int], float]) -> int:
+    def soonest(self, playback: Playback, making_s: Callable[[int], float], allowance: float) -> int:
         """First picture from which on everything can be made anew in time: in its chunk, and then in the one behind.
 
         Args:
             playback: what is on screen.
-            making_s: seconds to make a chunk and to decode so many of its latent frames, with an allowance.
+            making_s: seconds to make a chunk and to decode so many of its latent frames.
+            allowance: factor on it, for the first of the two chunks: hardly ever are both made slowly.
         """
         picture = math.ceil(playback.position_s * PICTURES_PER_SECOND)
         while True:
             stop = self.span(self.chunk_of(picture))[1]
-            if playback.ahead_s(picture) < making_s(self.frame_of(picture) + 1):
+            if playback.ahead_s(picture) < allowance * making_s(self.frame_of(picture) + 1):
                 picture += 1
-            elif playback.ahead_s(stop) < making_s(self.frames) + making_s(1):
+            elif playback.ahead_s(stop) < allowance * making_s(self.frames) + making_s(1):
                 picture = stop
             else:
                 return picture

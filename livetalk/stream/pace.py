@@ -23,6 +23,9 @@ Timer = Callable[[], float]
 """Seconds from an arbitrary beginning; never falls."""
 
 REMEMBERED_STEPS = 256
+REMEMBERED_HASTE = 4
+LEAST_HASTE, HASTE_SPARE, MOST_HASTE = 1.2, 1.15, 2.0
+"""Of an ``Allowance``: never less, this much more than the worst of late, never more."""
 CONVERSATION_FACTOR = 2.0
 """Real-time factor that one conversation takes: chunks are made again where a reply begins, and talkers work, too."""
 
@@ -95,6 +98,27 @@ class Playback:
         if lateness_s > 0:
             self._origin_s += lateness_s
             self.late_s += lateness_s
+
+
+class Allowance:
+    """Factor on the time that making something is expected to take, where somebody waits for it.
+
+    Small while expectations are kept; as large as the worst of the last few times otherwise, because beside a browser
+    or a talker a machine may be slower exactly when it is wanted.
+    """
+
+    def __init__(self) -> None:
+        self._seen: deque[float] = deque(maxlen=REMEMBERED_HASTE)
+
+    @property
+    def factor(self) -> float:
+        """The factor."""
+        return min(max(LEAST_HASTE, HASTE_SPARE * max(self._seen, default=1.0)), MOST_HASTE)
+
+    def note(self, expected_s: float, took_s: float) -> None:
+        """What was expected to take ``expected_s`` took ``took_s``."""
+        if expected_s > 0:
+            self._seen.append(took_s / expected_s)
 
 
 class StageTimes:

@@ -25,7 +25,7 @@ from torch import Tensor
 from livetalk.hub import Models
 from livetalk.stream.chunks import ChunkMaker, Look, Take
 from livetalk.stream.grid import Grid
-from livetalk.stream.pace import Playback, StageTimes, Timer
+from livetalk.stream.pace import Allowance, Playback, StageTimes, Timer
 from livetalk.stream.track import SoundTrack
 from livetalk.types import (
     MODEL_SAMPLES_PER_PICTURE,
@@ -41,8 +41,8 @@ SAFETY_PICTURES = 2
 """After ``clear`` at least so many pictures after the one on screen stay: new ones must be made and arrive."""
 LEAST_MARGIN_S = 0.15
 MARGIN_FACTOR = 1.5
-HASTE_FACTOR, CALM_FACTOR = 1.25, 1.6
-"""Allowance on the time a chunk takes, where somebody waits for what is made, and after an interruption."""
+CALM_FACTOR = 1.6
+"""Allowance on the time a chunk takes after an interruption; where somebody waits it is an ``Allowance``."""
 SPEAKING_LEVEL = 0.01
 """Pieces whose sound stays under this amplitude count as silence in what is shown as the state."""
 
@@ -84,6 +84,7 @@ class Performer:
         self._next_picture = 0
         self._awaited: int | None = None
         self._heard_at_s: float | None = None
+        self._haste = Allowance()
         self._urgent_s = LEAST_MARGIN_S
         self._held_from: int | None = None
         self._left_before_hold = 0
@@ -134,7 +135,8 @@ class Performer:
         if self._playback is None:
             self._track.cut(self._next_picture)
         else:
-            first = max(self._playback.next_picture + SAFETY_PICTURES, self._soonest(CALM_FACTOR))
+            soonest = self._grid.soonest(self._playback, self._making_s, CALM_FACTOR)
+            first = max(self._playback.next_picture + SAFETY_PICTURES, soonest)
             self._next_picture = min(self._next_picture, first)
             self._track.break_off(self._next_picture)
         self._rewind(self._grid.chunk_of(self._next_picture))
@@ -155,7 +157,8 @@ class Performer:
             The first picture held.
         """
         assert self._playback is not None
-        first = max(math.ceil((self._playback.position_s + delay_s) * PICTURES_PER_SECOND), self._soonest(HASTE_FACTOR))
+        soonest = self._grid.soonest(self._playback, self._making_s, self._haste.factor)
+        first = max(math.ceil((self._playback.position_s + delay_s) * PICTURES_PER_SECOND), soonest)
         first = max(first, self._track.next_picture, self._takes[0].first if self._takes else self._next_picture)
         self._held_from, self._left_before_hold = first, self._next_picture
         self._next_picture = min(self._next_picture, first)
@@ -288,10 +291,6 @@ class Performer:
         """Give back the decoding thread, if there is one."""
         self._maker.close()
 
-    def _soonest(self, allowance: float) -> int:
-        assert self._playback is not None
-        return self._grid.soonest(self._playback, lambda frames: allowance * self._making_s(frames))
-
     def _making_s(self, frames: int) -> float:
         """How long it takes to make a chunk and to decode so many of its latent frames."""
         return self.times.typical_s("audio", "denoise", "commit") + frames * self.times.typical_s("decode")
@@ -396,5 +395,6 @@ class Performer:
     def _note_first_picture(self, stop: int) -> None:
         """Everything before picture ``stop`` is there."""
         if self._awaited is not None and self._heard_at_s is not None and self._awaited < stop:
-            self.first_picture_s = self._timer() - self._heard_at_s
+            self.first_picture_s = took_s = self._timer() - self._heard_at_s
+            self._haste.note(self._making_s(self._grid.frame_of(self._awaited) + 1), took_s)
             self._awaited = None
