@@ -274,17 +274,6 @@ def test_fragments_are_what_a_player_needs() -> None:
     assert unpack(flush.payload)[0]["flush"]
 
 
-def test_snapshot_is_small_plain_data() -> None:
-    visit = session(seed=3)
-    take(visit.pictures(), 20)
-    snapshot = visit.snapshot()
-    assert snapshot["seed"] == 3
-    assert snapshot["next_picture"] >= 20
-    tensors = [value for value in snapshot.values() if hasattr(value, "device")]
-    assert all(value.device.type == "cpu" for value in tensors)
-    assert sum(value.nbytes for value in tensors) < 100_000
-
-
 def test_cancel_scope_counts() -> None:
     scope = CancelScope()
     assert scope.is_current(0)

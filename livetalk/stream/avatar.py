@@ -24,6 +24,7 @@ from livetalk.media.sound import SpeechSource, duration_s, speech_blocks
 from livetalk.stream.pace import Clock
 from livetalk.stream.performer import Performer
 from livetalk.stream.session import MICROPHONE_BACKLOG_S, Session
+from livetalk.stream.snapshot import SessionSnapshot
 from livetalk.stream.talk import TalkSession
 from livetalk.stream.talkers.protocol import Persona, Talker
 from livetalk.stream.talkers.registry import talker_chain
@@ -187,6 +188,40 @@ class Avatar:
         """
         identity = self.identity(portrait, prompt)
         return Session(self.models, identity, seed=seed, mode=mode, backlog_s=backlog_s, clock=clock)
+
+    def resume(
+        self, snapshot: SessionSnapshot, talkers: Sequence[Talker] | None = None, clock: Clock | None = None
+    ) -> Session:
+        """Go on with a session of this model that was begun in another process (``Session.snapshot``).
+
+        Face, seed, clock, generation and what was said go on. Pictures are those that the uninterrupted session would
+        have made, bit for bit (CPU, same thread count), until the stream is longer than the window (15 latent frames,
+        3.6 s, by default): from then on the window's keys are made again from its latents and do not know what those
+        had seen before. Mini's pictures then differ by .003 of 255 levels in the mean (float32; docs/LOG.md).
+
+        Args:
+            snapshot: of a session on an avatar with the same weights.
+            talkers: of a conversation: who answers; None = the best this machine can run.
+            clock: for tests; None = the machine's.
+
+        Returns:
+            A ``TalkSession`` if the snapshot is of a conversation.
+
+        Raises:
+            LiveTalkError: no talker can work.
+        """
+        stream, talk = snapshot.stream, snapshot.conversation
+        session: Session
+        if talk is None:
+            session = Session(self.models, stream.identity, seed=stream.seed, mode=snapshot.mode, clock=clock)
+        else:
+            chain = talker_chain() if talkers is None else talkers
+            turns = TurnTaker(SileroDetector())
+            session = TalkSession(
+                self.models, stream.identity, chain, talk.persona, turns, seed=stream.seed, clock=clock
+            )
+        session.take_up(snapshot)
+        return session
 
     def conversation(
         self,

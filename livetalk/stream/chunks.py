@@ -30,15 +30,13 @@ from torch import Tensor
 
 from livetalk.hub import Models
 from livetalk.model.cache import KVCache, RestorePoint
-from livetalk.model.conditions import Conditions, image_condition, pack_audio
+from livetalk.model.conditions import AudioVectors, Conditions, image_condition, pack_audio
 from livetalk.model.drive import driven
 from livetalk.rollout import chunk_noise, commit_chunk, denoise_chunk, new_cache
 from livetalk.stream.decoding import Decoded, Decoding
 from livetalk.stream.pace import StageTimes
+from livetalk.stream.past import Committed, Past
 from livetalk.types import MODEL_SAMPLES_PER_PICTURE, Identity, picture_span
-
-Committed = tuple[Tensor, Conditions]
-"""Latents of a chunk in the cache and what it was made from."""
 
 REMEMBERED_LOOKS = 4
 
@@ -52,14 +50,14 @@ class Look:
         images: condition channels of the first chunk of a stream and of later ones.
         cache: warmed-up cache of a new face and the point after its warm-up, used by one stream only; None = go on
             with the one there is.
-        recent: chunks in its rolling window.
+        past: what that cache was filled with.
         decoder: the last chunk of the warm-up.
     """
 
     identity: Identity
     images: tuple[Tensor, Tensor] = field(repr=False)
     cache: tuple[KVCache, RestorePoint] | None = field(default=None, repr=False)
-    recent: tuple[Committed, ...] = field(default=(), repr=False)
+    past: Past = field(default=Past(), repr=False)
     decoder: Decoding | None = field(default=None, repr=False)
 
 
@@ -70,14 +68,14 @@ class Before:
     Attributes:
         cache: the cache, and the point in it to come back to.
         decoder: the chunk before; None = the stream starts.
-        recent: what is in the cache's rolling window.
+        past: what the cache was filled with.
         look: who was drawn.
         text: the words as the network takes them.
     """
 
     cache: tuple[KVCache, RestorePoint] = field(repr=False)
     decoder: Decoding | None = field(repr=False)
-    recent: tuple[Committed, ...] = field(repr=False)
+    past: Past = field(repr=False)
     look: Look
     text: Any = field(repr=False)
 
@@ -125,7 +123,7 @@ class ChunkMaker:
         self._frames = self._settings.chunk_frames
         self._shape = models.preset.latent_shape(self._frames)
         self._cache = new_cache(models.transformer, self._settings, self._shape)
-        self._recent: tuple[Committed, ...] = ()
+        self._past = Past()
         self._look = Look(identity, self._images(identity))
         self._looks = [(0, self._look)]
         self._text: Any = identity.text.to(models.device)
@@ -139,15 +137,19 @@ class ChunkMaker:
         """From chunk ``index`` on, which was not made yet, the stream has another look."""
         self._looks = [*(known for known in self._looks if known[0] < index), (index, look)][-REMEMBERED_LOOKS:]
 
-    def other_words(self, text: Tensor) -> Look:
-        """The newest face with other words ``[1, L, text_width]``."""
+    def look(self, identity: Identity) -> Look:
+        """How a face is drawn, for ``change_look``; may run in any thread.
+
+        One that is not the newest is warmed up, which takes as long as some chunks.
+        """
         newest = self._looks[-1][1]
-        identity = dataclasses.replace(newest.identity, text=text)
-        return Look(identity, newest.images)
+        if torch.equal(identity.portrait_latent, newest.identity.portrait_latent):
+            return Look(identity, newest.images)
+        return self._other_face(identity)
 
     @torch.inference_mode()
-    def other_face(self, identity: Identity) -> Look:
-        """A look with another face, warmed up with silent chunks until it has its sinks; may run in any thread."""
+    def _other_face(self, identity: Identity) -> Look:
+        """A look with another face, warmed up with silent chunks until it has its sinks."""
         warm = ChunkMaker(self._models, identity, self._seed, StageTimes(time.perf_counter), overlap=False)
         chunks = max(1, self._settings.sink_frames // self._frames)
         for index in range(chunks):
@@ -157,7 +159,7 @@ class ChunkMaker:
         if warm._decoding is not None:
             warm._decoding.state()
         begun = warm._cache, warm._cache.restore_point()
-        return dataclasses.replace(warm._look, cache=begun, recent=warm._recent, decoder=warm._decoding)
+        return dataclasses.replace(warm._look, cache=begun, past=warm._past, decoder=warm._decoding)
 
     @torch.inference_mode()
     def make(self, index: int, rows: Tensor) -> Take:
@@ -175,8 +177,7 @@ class ChunkMaker:
         with self._times.stage("denoise"):
             latents = denoise_chunk(self._models.transformer, self._cache, cond, noise, self._settings)
         first, stop = picture_span(index * self._frames, self._frames)
-        made = None if self._stream is None else torch.cuda.current_stream(self._models.device).record_event()
-        decoded = Decoding(latents, self._decoding, partial(self._decode, made), self._thread)
+        decoded = Decoding(latents, self._decoding, partial(self._decode, self._made()), self._thread)
         take = Take(index, first, stop, cond, latents, decoded, before)
         self._newest, self._decoding = take, decoded
         return take
@@ -187,7 +188,37 @@ class ChunkMaker:
         self._cache, point = before.cache
         self._cache.restore(point)
         self._newest, self._decoding = None, before.decoder
-        self._recent, self._look, self._text = before.recent, before.look, before.text
+        self._past, self._look, self._text = before.past, before.look, before.text
+
+    @torch.inference_mode()
+    def take_up(self, past: Past) -> None:
+        """Go on behind chunks that another maker made of this face, before anything else was made.
+
+        Their keys are computed again, the window's as if it had begun with the stream; the decoder's memory comes
+        from the newest latents when the first pictures are wanted.
+        """
+        words: dict[int, Any] = {}
+        for chunk in past:
+            chunk = chunk.on(self._models.device)
+            words[id(chunk.text)] = self._tell(chunk, words.get(id(chunk.text), chunk.text))
+            self._past = self._past.then(chunk, self._settings)
+        if past.sinks or past.recent:
+            newest = self._past.newest_latents(self._settings)
+            self._decoding = Decoding(newest, None, partial(self._decode, self._made()), self._thread)
+
+    def past(self, take: Take | None) -> tuple[Identity, Past]:
+        """Whose face the stream had before ``take``, and what the cache was filled with; None = up to now."""
+        if take is not None:
+            return take.before.look.identity, take.before.past
+        past = self._past
+        if self._newest is not None:
+            past = past.then(self._committed(self._newest), self._settings)
+        return self._look.identity, past
+
+    @property
+    def wanted(self) -> Identity:
+        """The face and words that the stream has from some chunk on, or has already."""
+        return self._looks[-1][1].identity
 
     def close(self) -> None:
         """End the decoding thread."""
@@ -206,12 +237,11 @@ class ChunkMaker:
             return
         with self._times.stage("commit"):
             commit_chunk(self._models.transformer, self._cache, take.latents, take.cond)
-        kept = (self._settings.window_frames - self._settings.sink_frames) // self._frames
-        self._recent = (*self._recent, (take.latents, take.cond))[-kept:]
+        self._past = self._past.then(self._committed(take), self._settings)
 
     def _before(self) -> Before:
         cache = self._cache, self._cache.restore_point()
-        return Before(cache, self._decoding, self._recent, self._look, self._text)
+        return Before(cache, self._decoding, self._past, self._look, self._text)
 
     def _take_look(self, index: int) -> None:
         """Change to the look that the stream has from chunk ``index`` on, if it is another one."""
@@ -222,7 +252,7 @@ class ChunkMaker:
         if look.cache is not None:
             self._cache, begun = look.cache
             self._cache.restore(begun)  # it may have been used and unmade before
-            self._recent, self._decoding = look.recent, look.decoder
+            self._past, self._decoding = look.past, look.decoder
         elif self._cache.stored_frames > self._settings.sink_frames:
             self._retell()
 
@@ -230,13 +260,25 @@ class ChunkMaker:
         """Compute the rolling window's keys again from its latents, under the words there are now; sinks stay."""
         cache = new_cache(self._models.transformer, self._settings, self._shape)
         cache.take_sinks(self._cache)
-        self._cache, told = cache, []
-        for latents, cond in self._recent:
-            cond = self._worded(dataclasses.replace(cond, text=self._text))
-            with self._times.stage("retell"):
-                commit_chunk(self._models.transformer, cache, latents, cond)
-            told.append((latents, cond))
-        self._recent = tuple(told)
+        self._cache = cache
+        text = self._look.identity.text
+        told = tuple(dataclasses.replace(chunk, text=text) for chunk in self._past.recent)
+        for chunk in told:
+            self._text = self._tell(chunk, self._text)
+        self._past = dataclasses.replace(self._past, recent=told)
+
+    def _tell(self, chunk: Committed, text: Any) -> Any:
+        """Write a finished chunk into the cache under ``text``; returns the words as the network takes them."""
+        image = self._look.images[0 if self._cache.next_frame == 0 else 1]
+        cond = Conditions(image=image, audio=AudioVectors(chunk.audio), text=text)
+        cond = self._models.transformer.prepare(cond)
+        with self._times.stage("retell"):
+            commit_chunk(self._models.transformer, self._cache, chunk.latents, cond)
+        return cond.text
+
+    def _committed(self, take: Take) -> Committed:
+        assert isinstance(take.cond.audio, AudioVectors)
+        return Committed(take.latents, take.cond.audio.vectors, self._look.identity.text)
 
     def _images(self, identity: Identity) -> tuple[Tensor, Tensor]:
         portrait = identity.portrait_latent.to(self._models.device)
@@ -266,6 +308,10 @@ class ChunkMaker:
         prepared = self._models.transformer.prepare(cond)
         self._text = prepared.text
         return prepared
+
+    def _made(self) -> torch.cuda.Event | None:
+        """On CUDA: the latents that were asked for so far are made."""
+        return None if self._stream is None else torch.cuda.current_stream(self._models.device).record_event()
 
     @torch.inference_mode()
     def _decode(self, made: torch.cuda.Event | None, latents: Tensor, state: Any) -> Decoded:

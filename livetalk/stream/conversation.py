@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from livetalk.stream.reply import Reply, Transcript
+from livetalk.stream.snapshot import ConversationSnapshot
 from livetalk.stream.talkers.protocol import Heard, Persona, SpeechPiece, Talker, TalkerError, VisitorTurn
 from livetalk.stream.turns import (
     TurnEnded,
@@ -92,8 +93,7 @@ class Conversation:
         self._line: int | None = None
         self._jobs: deque[tuple[str, Any]] = deque([("start", persona)])
         self._replies = 0
-        self._closed = False
-        self._is_working = False
+        self._closed = self._is_working = False
         self._thread = threading.Thread(target=self._work, name="livetalk-talker", daemon=True)
         self._thread.start()
 
@@ -175,6 +175,15 @@ class Conversation:
         self._avatar_line(reply, reply.spoken_text, final=True)
         if self.reply is reply:
             self.reply = None
+
+    def snapshot(self) -> ConversationSnapshot:
+        """The conversation for another process; a reply that is being said ends with what was handed on."""
+        cut = self.reply is not None and bool(self.reply.waiting or not self.reply.is_finished)
+        return ConversationSnapshot(self._persona, self.transcript.settled(cut), self._replies)
+
+    def take_up(self, snapshot: ConversationSnapshot) -> None:
+        """Go on with a conversation that was begun elsewhere, before anything was said in this one."""
+        self.transcript, self._replies = Transcript(snapshot.lines), snapshot.replies
 
     def close(self) -> None:
         """End the talker and its thread."""

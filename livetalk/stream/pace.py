@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from livetalk.types import PICTURES_PER_SECOND
+from livetalk.types import PICTURES_PER_LATENT, PICTURES_PER_SECOND
 
 Timer = Callable[[], float]
 """Seconds from an arbitrary beginning; never falls."""
@@ -26,6 +26,8 @@ REMEMBERED_STEPS = 256
 REMEMBERED_HASTE = 4
 LEAST_HASTE, HASTE_SPARE, MOST_HASTE = 1.2, 1.15, 2.0
 """Of an ``Allowance``: never less, this much more than the worst of late, never more."""
+LEAST_MARGIN_S = 0.15
+MARGIN_FACTOR = 1.5
 CONVERSATION_FACTOR = 2.0
 """Real-time factor that one conversation takes: chunks are made again where a reply begins, and talkers work, too."""
 
@@ -63,14 +65,19 @@ class Playback:
     def __init__(self, now: Timer, lead_s: float) -> None:
         self._now = now
         self.lead_s = lead_s
+        self._start_picture = 0
         self.late_s = 0.0
         """How far playback has slipped in all, because pictures came too late."""
         self._origin_s: float | None = None
 
+    def start_at(self, picture: int) -> None:
+        """Nothing was handed out yet, and ``picture`` will be the first."""
+        self._start_picture = picture
+
     @property
     def position_s(self) -> float:
-        """Position in the stream that is on screen now; 0 before playback has begun."""
-        return 0.0 if self._origin_s is None else self._now() - self._origin_s
+        """Position in the stream that is on screen now; before playback has begun, where it will begin."""
+        return self._start_picture / PICTURES_PER_SECOND if self._origin_s is None else self._now() - self._origin_s
 
     @property
     def begun(self) -> bool:
@@ -80,7 +87,7 @@ class Playback:
     @property
     def next_picture(self) -> int:
         """First picture that is not on screen yet."""
-        return int(self.position_s * PICTURES_PER_SECOND) + 1 if self.begun else 0
+        return int(self.position_s * PICTURES_PER_SECOND) + 1 if self.begun else self._start_picture
 
     def due_in_s(self, stop_picture: int) -> float:
         """Seconds until pictures before ``stop_picture`` may leave; not positive = now."""
@@ -121,6 +128,39 @@ class Allowance:
             self._seen.append(took_s / expected_s)
 
 
+class FirstPicture:
+    """How long people wait for the first picture of a piece of speech, once its sound is there.
+
+    Args:
+        timer: the clock that is read.
+    """
+
+    def __init__(self, timer: Timer) -> None:
+        self._timer = timer
+        self._heard_at_s: float | None = None
+        self.awaited: int | None = None
+        """The picture that is waited for."""
+        self.took_s: float | None = None
+        """From the last sample that the latest speech's first chunk needed to its first picture."""
+
+    def await_(self, picture: int | None) -> None:
+        """Speech begins at ``picture``; None = it was never said."""
+        self.awaited, self._heard_at_s = picture, None
+
+    def note_sound(self) -> None:
+        """The sound it needs is there."""
+        if self._heard_at_s is None:
+            self._heard_at_s = self._timer()
+
+    def note_made(self, stop: int) -> int | None:
+        """Everything before picture ``stop`` is made; returns the awaited one if it has just become so."""
+        made = self.awaited
+        if made is None or self._heard_at_s is None or made >= stop:
+            return None
+        self.took_s, self.awaited = self._timer() - self._heard_at_s, None
+        return made
+
+
 class StageTimes:
     """How long the stages of generation took lately. Stages may run in different threads.
 
@@ -153,3 +193,29 @@ class StageTimes:
         """Sum of the medians of some stages; a stage that never ran counts nothing."""
         steps = self.steps_s()
         return sum(statistics.median(steps[name]) for name in names if steps.get(name))
+
+
+class Speed:
+    """How fast chunks are made, by what their stages took lately.
+
+    Args:
+        times: of the stages "audio", "denoise", "commit" (once a chunk) and "decode" (once a latent frame).
+        frames: latent frames of a chunk.
+    """
+
+    def __init__(self, times: StageTimes, frames: int) -> None:
+        self._times, self._frames = times, frames
+
+    def making_s(self, frames: int) -> float:
+        """How long it takes to make a chunk and to decode so many of its latent frames."""
+        return self._times.typical_s("audio", "denoise", "commit") + frames * self._times.typical_s("decode")
+
+    def margin_s(self, lead_s: float) -> float:
+        """A chunk whose sound is not there is made with silence when playback, ``lead_s`` behind, comes this close."""
+        return max(LEAST_MARGIN_S, min(MARGIN_FACTOR * self.making_s(self._frames), lead_s / 2))
+
+    @property
+    def real_time_factor(self) -> float | None:
+        """Seconds of video per second of work; None before the first chunk."""
+        spent_s = self.making_s(self._frames)
+        return self._frames * PICTURES_PER_LATENT / PICTURES_PER_SECOND / spent_s if spent_s > 0 else None

@@ -20,27 +20,17 @@ from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
-from torch import Tensor
 
 from livetalk.hub import Models
 from livetalk.stream.chunks import ChunkMaker, Look, Take
 from livetalk.stream.grid import Grid
-from livetalk.stream.pace import Allowance, Playback, StageTimes, Timer
+from livetalk.stream.pace import LEAST_MARGIN_S, Allowance, FirstPicture, Playback, Speed, StageTimes, Timer
+from livetalk.stream.past import StreamSnapshot
 from livetalk.stream.track import SoundTrack
-from livetalk.types import (
-    MODEL_SAMPLES_PER_PICTURE,
-    PICTURES_PER_LATENT,
-    PICTURES_PER_SECOND,
-    AudioChunk,
-    Identity,
-    Pictures,
-    SpeechEnd,
-)
+from livetalk.types import MODEL_SAMPLES_PER_PICTURE, PICTURES_PER_SECOND, AudioChunk, Identity, Pictures, SpeechEnd
 
 SAFETY_PICTURES = 2
 """After ``clear`` at least so many pictures after the one on screen stay: new ones must be made and arrive."""
-LEAST_MARGIN_S = 0.15
-MARGIN_FACTOR = 1.5
 CALM_FACTOR = 1.6
 """Allowance on the time a chunk takes after an interruption; where somebody waits it is an ``Allowance``."""
 SPEAKING_LEVEL = 0.01
@@ -75,24 +65,22 @@ class Performer:
         self._look_ahead = preset.audio.look_ahead_samples
         self._playback = Playback(clock, preset.stream.lead_s if lead_s is None else lead_s) if clock else None
         self.times = StageTimes(clock or time.perf_counter)
-        self._timer = clock or time.perf_counter
+        self._speed = Speed(self.times, self._frames)
+        self._first = FirstPicture(clock or time.perf_counter)
+        self._haste = Allowance()
         self._overlap = models.device.type == "cuda" if overlap is None else overlap
+        self._seed = seed
         self._maker = ChunkMaker(models, identity, seed, self.times, self._overlap)
         self._track = SoundTrack(models.audio)
         self._takes: deque[Take] = deque()
         self._next_chunk = 0
         self._next_picture = 0
-        self._awaited: int | None = None
-        self._heard_at_s: float | None = None
-        self._haste = Allowance()
         self._urgent_s = LEAST_MARGIN_S
         self._held_from: int | None = None
         self._left_before_hold = 0
         self.generation = 0
         self.ahead_s = 0.0
         """Live: how long before they are due on screen the latest pictures left."""
-        self.first_picture_s: float | None = None
-        """From the last sample that the latest speech's first chunk needed to its first picture."""
 
     def push(self, packet: AudioChunk | SpeechEnd, delay_s: float = 0.0) -> None:
         """Take a packet of speech of any length, or the end of a piece of speech.
@@ -116,7 +104,8 @@ class Performer:
         else:
             self._track.append(packet)
         self._redo_from_sample(changed)
-        self._note_arrival()
+        if self._first.awaited is not None and self._sound_is_there(self._grid.chunk_of(self._first.awaited)):
+            self._first.note_sound()
 
     def clear(self, generation: int | None = None) -> int:
         """Drop all speech that was not shown; the face goes on in silence from where it is.
@@ -135,12 +124,12 @@ class Performer:
         if self._playback is None:
             self._track.cut(self._next_picture)
         else:
-            soonest = self._grid.soonest(self._playback, self._making_s, CALM_FACTOR)
+            soonest = self._grid.soonest(self._playback, self._speed.making_s, CALM_FACTOR)
             first = max(self._playback.next_picture + SAFETY_PICTURES, soonest)
             self._next_picture = min(self._next_picture, first)
             self._track.break_off(self._next_picture)
         self._rewind(self._grid.chunk_of(self._next_picture))
-        self._awaited = None
+        self._first.await_(None)
         return self._next_picture
 
     def hold(self, delay_s: float) -> int:
@@ -157,7 +146,7 @@ class Performer:
             The first picture held.
         """
         assert self._playback is not None
-        soonest = self._grid.soonest(self._playback, self._making_s, self._haste.factor)
+        soonest = self._grid.soonest(self._playback, self._speed.making_s, self._haste.factor)
         first = max(math.ceil((self._playback.position_s + delay_s) * PICTURES_PER_SECOND), soonest)
         first = max(first, self._track.next_picture, self._takes[0].first if self._takes else self._next_picture)
         self._held_from, self._left_before_hold = first, self._next_picture
@@ -187,7 +176,7 @@ class Performer:
         self._track.cut(first)
         self._rewind(self._grid.chunk_of(first))
         self._next_picture = max(self._next_picture, self._left_before_hold)
-        self._awaited = None
+        self._first.await_(None)
 
     @property
     def hold_left_s(self) -> float | None:
@@ -201,13 +190,9 @@ class Performer:
         """Live: first picture that is not on screen yet."""
         return self._playback.next_picture if self._playback else self._next_picture
 
-    def other_face(self, identity: Identity) -> Look:
-        """A look with another face for ``change_look``; takes as long as some chunks, may be called in any thread."""
-        return self._maker.other_face(identity)
-
-    def other_words(self, text: Tensor) -> Look:
-        """A look of the same face under other words ``[1, L, text_width]`` for ``change_look``."""
-        return self._maker.other_words(text)
+    def look(self, identity: Identity) -> Look:
+        """Another face, or the newest one under other words, for ``change_look``; see ``ChunkMaker.look``."""
+        return self._maker.look(identity)
 
     def change_look(self, look: Look) -> None:
         """Another face or other words, from the next chunk on of which nothing has left."""
@@ -274,14 +259,43 @@ class Performer:
     @property
     def margin_s(self) -> float:
         """A chunk whose sound is not there is made with silence when playback comes this close."""
-        most_s = self._playback.lead_s / 2 if self._playback else 0.0
-        return max(LEAST_MARGIN_S, min(MARGIN_FACTOR * self._making_s(self._frames), most_s))
+        return self._speed.margin_s(self._playback.lead_s if self._playback else 0.0)
 
     @property
     def real_time_factor(self) -> float | None:
         """Seconds of video per second of work, over the last chunks; None before the first."""
-        spent_s = self._making_s(self._frames)
-        return self._frames * PICTURES_PER_LATENT / PICTURES_PER_SECOND / spent_s if spent_s > 0 else None
+        return self._speed.real_time_factor
+
+    @property
+    def first_picture_s(self) -> float | None:
+        """From the last sample that the latest speech's first chunk needed to its first picture."""
+        return self._first.took_s
+
+    def snapshot(self) -> StreamSnapshot:
+        """Where the stream stands and what it goes on from; what is only a guess is left out."""
+        first, held = self._grid.chunk_of(self._next_picture), self._held_from
+        identity, past = self._maker.past(next((take for take in self._takes if take.index == first), None))
+        return StreamSnapshot(
+            identity=identity,
+            next_identity=None if self._maker.wanted is identity else self._maker.wanted,
+            seed=self._seed,
+            generation=self.generation,
+            next_picture=self._next_picture if held is None else max(self._next_picture, self._left_before_hold),
+            next_chunk=first,
+            past=past.on_cpu(),
+            sound=self._track.snapshot(self._grid.span(first)[0], self._next_picture, held),
+        )
+
+    def take_up(self, stream: StreamSnapshot) -> None:
+        """Go on where another performer of this face and seed stopped, before anything else was said or made."""
+        self._maker.take_up(stream.past)
+        self._track.take_up(stream.sound)
+        self._next_chunk, self._next_picture = stream.next_chunk, stream.next_picture
+        self.generation = stream.generation
+        if self._playback is not None:
+            self._playback.start_at(stream.next_picture)
+        if stream.next_identity is not None:
+            self.change_look(self.look(stream.next_identity))
 
     def held_nbytes(self) -> int:
         """Bytes this stream holds between chunks: cache, chunks that can be unmade, sound."""
@@ -290,10 +304,6 @@ class Performer:
     def close(self) -> None:
         """Give back the decoding thread, if there is one."""
         self._maker.close()
-
-    def _making_s(self, frames: int) -> float:
-        """How long it takes to make a chunk and to decode so many of its latent frames."""
-        return self.times.typical_s("audio", "denoise", "commit") + frames * self.times.typical_s("decode")
 
     def _is_ready(self, take: Take) -> bool:
         """Whether the next picture to leave does not wait for a decoder."""
@@ -306,7 +316,7 @@ class Performer:
             start = max(start, math.ceil((self._playback.position_s + delay_s) * PICTURES_PER_SECOND))
         self._track.begin(start)
         self._urgent_s = self.margin_s  # kept while this speech lasts, or a slow moment would outrun its delay
-        self._awaited, self._heard_at_s = start, None
+        self._first.await_(start)
 
     def _sound_stop(self, chunk: int) -> int:
         """Position after the last sample that chunk ``chunk`` hears."""
@@ -359,7 +369,9 @@ class Performer:
         first, stop = self._next_picture, self._piece_stop()
         begun = max(stop, first + 1)  # what is next is decoded ahead
         pictures = take.pictures(first, begun)
-        self._note_first_picture(begun)
+        made = self._first.note_made(begun)
+        if made is not None:
+            self._haste.note(self._speed.making_s(self._grid.frame_of(made) + 1), self._first.took_s or 0.0)
         if stop <= first or (self._playback is not None and self._playback.due_in_s(stop) > 0):
             return None
         if self._playback is not None:
@@ -384,17 +396,3 @@ class Performer:
         while self._takes and self._takes[0].stop <= shown:
             self._takes.popleft()
         self._track.forget(self._takes[0].first if self._takes else self._grid.span(self._next_chunk)[0])
-
-    def _note_arrival(self) -> None:
-        """Remember when the last sample came that the first chunk of this speech needs."""
-        if self._awaited is None or self._heard_at_s is not None:
-            return
-        if self._sound_is_there(self._grid.chunk_of(self._awaited)):
-            self._heard_at_s = self._timer()
-
-    def _note_first_picture(self, stop: int) -> None:
-        """Everything before picture ``stop`` is there."""
-        if self._awaited is not None and self._heard_at_s is not None and self._awaited < stop:
-            self.first_picture_s = took_s = self._timer() - self._heard_at_s
-            self._haste.note(self._making_s(self._grid.frame_of(self._awaited) + 1), took_s)
-            self._awaited = None

@@ -8,6 +8,7 @@ This module knows nothing of talkers, turn taking, threads or pages.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -134,10 +135,14 @@ class Line:
 
 
 class Transcript:
-    """Lines in the order they began, and which of them changed since somebody looked."""
+    """Lines in the order they began, and which of them changed since somebody looked.
 
-    def __init__(self) -> None:
-        self.lines: list[Line] = []
+    Args:
+        lines: of a conversation that goes on; they were told already.
+    """
+
+    def __init__(self, lines: Iterable[Line] = ()) -> None:
+        self.lines: list[Line] = [dataclasses.replace(line) for line in lines]
         self._changed: set[int] = set()
 
     def begin(self, role: Literal["visitor", "avatar"], start_s: float, text: str = "") -> Line:
@@ -159,6 +164,15 @@ class Transcript:
         """Lines that changed since the last call, as plain data."""
         changed, self._changed = sorted(self._changed), set()
         return [vars(self.lines[number]).copy() for number in changed]
+
+    def settled(self, cut: bool) -> tuple[Line, ...]:
+        """A copy of all lines as they are, final; ``cut``: the avatar had not finished the line it was saying."""
+        return tuple(
+            dataclasses.replace(
+                line, is_final=True, is_cut=line.is_cut or (cut and not line.is_final and line.role == "avatar")
+            )
+            for line in self.lines
+        )
 
     def messages(self, before: int | None = None) -> list[Message]:
         """The conversation for a talker: final lines with words, those before line ``before``."""

@@ -23,6 +23,7 @@ from livetalk.hub import Models
 from livetalk.media.packets import Packer
 from livetalk.stream.pace import Clock, SystemClock
 from livetalk.stream.performer import Performer
+from livetalk.stream.snapshot import SessionSnapshot
 from livetalk.stream.track import checked_samples
 from livetalk.stream.turns import CancelScope
 from livetalk.types import (
@@ -97,6 +98,8 @@ class Session:
         self._picture_size = preset.height, preset.width
         self._scope = CancelScope()
         self._changed = threading.Condition()  # its lock may be taken again by who holds it
+        self._making = threading.Lock()
+        """Held while the performer's stream moves on; taken before ``_changed``."""
         self._clips: deque[AudioChunk | SpeechEnd] = deque()
         self._microphone: deque[AudioChunk] = deque()
         self._microphone_at_s: float | None = None
@@ -190,10 +193,12 @@ class Session:
             self._running = True
         try:
             while not self._stopped:
-                void = self._take_in()
+                with self._making:
+                    void = self._take_in()
                 if void is not None:
                     yield void
-                piece = self._performer.next_pictures()
+                with self._making:
+                    piece = self._performer.next_pictures()
                 if piece is None:
                     self._wait()
                 elif self._scope.is_current(piece.generation):
@@ -267,20 +272,23 @@ class Session:
             "notice": self.notice,
         }
 
-    def snapshot(self) -> dict[str, Any]:
-        """What another process needs to go on with this visitor: small plain data and CPU tensors.
+    def snapshot(self) -> SessionSnapshot:
+        """What another process needs to go on with this visitor, see ``livetalk.stream.snapshot``.
 
-        A session made from it starts a new stream of pictures with the same face and numbers.
+        Any thread; waits for the chunk that is being made. Where it goes on: ``Avatar.resume``. The stream goes on
+        with the first picture that was not handed out. Speech that was handed to the pictures is heard to its end (some
+        seconds at most); clips and replies of which nothing was, and sound that waits, are left behind.
         """
-        with self._changed:
-            return {
-                "mode": self.mode,
-                "seed": self.seed,
-                "portrait_latent": self.identity.portrait_latent.cpu(),
-                "text": self.identity.text.cpu(),
-                "generation": self.generation,
-                "next_picture": self._performer.next_picture,
-            }
+        with self._making, self._changed:
+            return SessionSnapshot(self.mode, self._clock() - self._opened_at_s, self._performer.snapshot())
+
+    def take_up(self, snapshot: SessionSnapshot) -> None:
+        """Go on where another session of this mode, face and seed stopped, before anything else happened."""
+        with self._making, self._changed:
+            self._performer.take_up(snapshot.stream)
+            self.identity = snapshot.stream.wanted
+            self._scope = CancelScope(snapshot.stream.generation)
+            self._opened_at_s -= snapshot.elapsed_s
 
     def _take_in(self) -> Pictures | None:
         """Give the performer what has come; returns the word that older pictures are void, if so."""

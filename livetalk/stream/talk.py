@@ -8,11 +8,11 @@ This module knows nothing of models that talk, turn taking rules, pages or files
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from livetalk.hub import Models
 from livetalk.media.sound import StreamResampler
@@ -22,6 +22,7 @@ from livetalk.stream.pace import Clock
 from livetalk.stream.performer import SAFETY_PICTURES
 from livetalk.stream.reply import Reply
 from livetalk.stream.session import CLIP_AHEAD_S, Session
+from livetalk.stream.snapshot import SessionSnapshot
 from livetalk.stream.talkers.protocol import Persona, Talker
 from livetalk.stream.track import checked_samples
 from livetalk.stream.turns import TurnTaker
@@ -145,8 +146,7 @@ class TalkSession(Session):
         Args:
             identity: the face, see ``Avatar.identity``.
         """
-        same = torch.equal(identity.portrait_latent, self.identity.portrait_latent)
-        look = self._performer.other_words(identity.text) if same else self._performer.other_face(identity)
+        look = self._performer.look(identity)
         with self._changed:
             self._next_look, self.identity = look, identity
             self._changed.notify_all()
@@ -179,6 +179,22 @@ class TalkSession(Session):
                 "reply_ms": self.reply_ms,
                 "lines": talk.transcript.news(),
             }
+
+    def snapshot(self) -> SessionSnapshot:
+        """See ``Session.snapshot``; the reply that is being said ends with the speech that was handed on."""
+        with self._making, self._changed:
+            look = self._next_look
+            stream = self._performer.snapshot()
+            if look is not None:
+                stream = dataclasses.replace(stream, next_identity=look.identity)
+            return SessionSnapshot(self.mode, self._since_opened_s(), stream, self.conversation.snapshot())
+
+    def take_up(self, snapshot: SessionSnapshot) -> None:
+        """Go on where another conversation stopped, see ``Session.take_up``."""
+        super().take_up(snapshot)
+        if snapshot.conversation is not None:
+            with self._changed:
+                self.conversation.take_up(snapshot.conversation)
 
     def _since_opened_s(self) -> float:
         return self._clock() - self._opened_at_s

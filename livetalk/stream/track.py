@@ -14,6 +14,7 @@ from torch import Tensor
 
 from livetalk.media.sound import StreamResampler
 from livetalk.model.audio import AudioEncoder, AudioWindow
+from livetalk.stream.past import SoundSnapshot
 from livetalk.types import (
     MODEL_RATE,
     MODEL_SAMPLES_PER_PICTURE,
@@ -31,12 +32,17 @@ FADE_SAMPLES = 3 * MODEL_SAMPLES_PER_PICTURE
 
 
 class Tape:
-    """Samples by absolute position, zeros where nothing was written; grows at its end, forgets at its beginning."""
+    """Samples by absolute position, zeros where nothing was written; grows at its end, forgets at its beginning.
 
-    def __init__(self) -> None:
-        self._samples = np.zeros(0, np.float32)
-        self._first = 0
-        self.end = 0
+    Args:
+        first: everything before was forgotten already.
+        samples: what is there from ``first`` on.
+    """
+
+    def __init__(self, first: int = 0, samples: np.ndarray | None = None) -> None:
+        self._samples = np.zeros(0, np.float32) if samples is None else samples.copy()
+        self._first = first
+        self.end = first + len(self._samples)
         """Position after the last sample written."""
 
     def write(self, position: int, samples: np.ndarray) -> None:
@@ -202,6 +208,34 @@ class SoundTrack:
         """No picture before ``picture`` will be made or played again."""
         self._model.forget(self._window.span(picture, 0)[0])
         self._playback.forget(picture * PLAYBACK_SAMPLES_PER_PICTURE)
+
+    def snapshot(self, made_from: int, played_from: int, stop: int | None) -> SoundSnapshot:
+        """What another track needs to go on; speech that is still open ends there with its last whole packet.
+
+        Args:
+            made_from: first picture that is still to be made.
+            played_from: first picture whose sound is still to be heard.
+            stop: nothing is said from this picture on; None = all that is there.
+        """
+        model_first, playback_first = self._window.span(made_from, 0)[0], played_from * PLAYBACK_SAMPLES_PER_PICTURE
+        model_stop, playback_stop = self._model_at, self._playback_at
+        if stop is not None:
+            model_stop = min(model_stop, stop * MODEL_SAMPLES_PER_PICTURE)
+            playback_stop = min(playback_stop, stop * PLAYBACK_SAMPLES_PER_PICTURE)
+        return SoundSnapshot(
+            model_first=max(0, model_first),
+            model=self._model.read(max(0, model_first), max(0, model_first, model_stop)),
+            model_stop=model_stop,
+            playback_first=playback_first,
+            playback=self._playback.read(playback_first, max(playback_first, playback_stop)),
+            playback_stop=playback_stop,
+        )
+
+    def take_up(self, sound: SoundSnapshot) -> None:
+        """Go on where another track stopped, before anything else was said."""
+        self._model = Tape(sound.model_first, sound.model)
+        self._playback = Tape(sound.playback_first, sound.playback)
+        self._model_at, self._playback_at = sound.model_stop, sound.playback_stop
 
     def check(self, packet: AudioChunk) -> np.ndarray:
         """The samples of a packet that can come next, as float32.

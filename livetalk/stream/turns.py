@@ -26,11 +26,15 @@ SLICE_SAMPLES = 512
 
 
 class CancelScope:
-    """A generation number that only grows. Safe to use from several threads."""
+    """A generation number that only grows. Safe to use from several threads.
 
-    def __init__(self) -> None:
+    Args:
+        generation: where it begins.
+    """
+
+    def __init__(self, generation: int = 0) -> None:
         self._lock = threading.Lock()
-        self._generation = 0
+        self._generation = generation
 
     @property
     def generation(self) -> int:
