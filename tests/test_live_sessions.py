@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from livetalk.stream.avatar import Avatar
+from livetalk.stream.capacity import PLACES_VARIABLE, Carried, measured_factor
 from livetalk.stream.pace import CONVERSATION_FACTOR
 from livetalk.stream.talkers.protocol import Heard, Persona
 from livetalk.types import LiveTalkError
 from livetalk.ui import line as line_module
 from livetalk.ui import live as live_module
-from livetalk.ui.capacity import PLACES_VARIABLE, Carried, measured_factor
 from livetalk.ui.line import LIVE_LIMIT, Line
 from livetalk.ui.live import LiveSessions, Talk
 from livetalk.ui.shelf import Shelf

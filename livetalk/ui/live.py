@@ -13,23 +13,20 @@ import dataclasses
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from livetalk.stream.avatar import Avatar
-from livetalk.stream.session import Session
-from livetalk.stream.talkers.protocol import Talker
+from livetalk.stream.capacity import Carried, configured_places, measured_factor
+from livetalk.stream.talk import TalkSession
 from livetalk.stream.talkers.registry import Visitor, talker_chain
 from livetalk.types import LiveTalkError, Pictures
-from livetalk.ui.capacity import Carried, configured_places, measured_factor
 from livetalk.ui.checks import check_mode, check_sid, decoded_pcm16
 from livetalk.ui.line import Line
 from livetalk.ui.shelf import Shelf
-from livetalk.ui.visit import Kept, Talk, Visit
+from livetalk.ui.visit import Kept, LiveSession, Talk, TalkerChain, Visit, redraw
 
 SPEECH_LIMIT_S = 300.0
 GONE_AFTER_S = 10.0
@@ -37,8 +34,6 @@ GONE_AFTER_S = 10.0
 KEPT_RECORDINGS = 32
 KEPT_S = 600.0
 _REMEMBERED = 256
-
-TalkerChain = Callable[[str | None, Visitor], Sequence[Talker]]
 
 
 class LiveSessions:
@@ -56,7 +51,11 @@ class LiveSessions:
     """
 
     def __init__(
-        self, avatar: Avatar, places: int | None = None, limit_s: float = 3600.0, talkers: TalkerChain = talker_chain
+        self,
+        avatar: Avatar,
+        places: int | None = None,
+        limit_s: float = 3600.0,
+        talkers: TalkerChain = talker_chain,
     ) -> None:
         self.avatar, self.limit_s, self.talkers = avatar, limit_s, talkers
         self._fixed = places or configured_places()
@@ -93,7 +92,7 @@ class LiveSessions:
         mode: str = "mirror",
         backlog_s: float = 2.0,
         talk: Talk | None = None,
-    ) -> Iterator[Session]:
+    ) -> Iterator[LiveSession]:
         """A new session under ``sid``; ended and forgotten when the block is left, however it is left.
 
         Take its pictures with :meth:`pictures`.
@@ -143,7 +142,7 @@ class LiveSessions:
                 if self._is_deserted(visit):
                     return
 
-    def get(self, sid: str) -> Session:
+    def get(self, sid: str) -> LiveSession:
         """The session of that name.
 
         Raises:
@@ -211,11 +210,8 @@ class LiveSessions:
         session = visit.conversing()
         if portrait is not None or prompt is not None:
             visit.prompt = visit.prompt if prompt is None else prompt
-            blank = np.zeros((self.avatar.preset.height, self.avatar.preset.width, 3), np.uint8)
-            identity = self.avatar.identity(blank if portrait is None else portrait, visit.prompt)
-            if portrait is None:
-                identity = dataclasses.replace(session.identity, text=identity.text)
-            session.change(identity)
+            assert isinstance(session, TalkSession)
+            redraw(self.avatar, session, portrait, visit.prompt)
         wishes = {"voice": voice, "instructions": instructions}
         persona = dataclasses.replace(visit.talk.persona, **{k: v for k, v in wishes.items() if v is not None})
         if persona != visit.talk.persona:
@@ -300,7 +296,7 @@ class LiveSessions:
                 "This sid was used before. Every session needs a new one: for example uuid.uuid4().hex."
             )
 
-    def _session(self, portrait: Path, prompt: str, seed: int, mode: str, backlog_s: float, talk: Talk) -> Session:
+    def _session(self, portrait: Path, prompt: str, seed: int, mode: str, backlog_s: float, talk: Talk) -> LiveSession:
         if mode == "mirror":
             return self.avatar.session(portrait, prompt=prompt, seed=seed, mode=mode, backlog_s=backlog_s)
         talkers = self.talkers(talk.talker, Visitor(talk.token))

@@ -1,6 +1,6 @@
 """How many live sessions this machine carries: what was configured, or what its speed allows.
 
-This module knows neither visitors nor the page.
+This module knows neither visitors nor pages.
 """
 
 from __future__ import annotations
