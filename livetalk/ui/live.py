@@ -18,15 +18,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from livetalk.media.pictures import load_portrait
 from livetalk.stream.avatar import Avatar
 from livetalk.stream.capacity import Carried, configured_places, measured_factor
 from livetalk.stream.talk import TalkSession
 from livetalk.stream.talkers.registry import Visitor, talker_chain
 from livetalk.types import LiveTalkError, Pictures
+from livetalk.ui.away import AwaySession, Elsewhere
 from livetalk.ui.checks import check_mode, check_sid, decoded_pcm16
 from livetalk.ui.line import Line
+from livetalk.ui.replica import Opening
 from livetalk.ui.shelf import Shelf
-from livetalk.ui.visit import Kept, LiveSession, Talk, TalkerChain, Visit, redraw
+from livetalk.ui.visit import Kept, LiveConversation, LiveSession, Talk, TalkerChain, Visit, redraw
 
 SPEECH_LIMIT_S = 300.0
 GONE_AFTER_S = 10.0
@@ -45,6 +50,7 @@ class LiveSessions:
             real-time factor carries.
         limit_s: longest session, in seconds.
         talkers: makes the talkers of a conversation.
+        elsewhere: opens sessions in other processes; None = pictures are made in this one.
 
     Raises:
         LiveTalkError: ``LIVETALK_PLACES`` is no whole number above 0.
@@ -56,10 +62,12 @@ class LiveSessions:
         places: int | None = None,
         limit_s: float = 3600.0,
         talkers: TalkerChain = talker_chain,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self.avatar, self.limit_s, self.talkers = avatar, limit_s, talkers
+        self._elsewhere = elsewhere
         self._fixed = places or configured_places()
-        self._carried = Carried(0.0 if self._fixed else measured_factor(avatar))
+        self._carried = Carried(0.0 if self._fixed or elsewhere else measured_factor(avatar))
         self._line = Line(lambda: self.places)
         self._visits: dict[str, Visit] = {}
         self._kept: Shelf[Kept] = Shelf(KEPT_RECORDINGS, KEPT_S, lambda kept: kept.recorder.discard())
@@ -71,6 +79,8 @@ class LiveSessions:
         """How many sessions may be on now; changes with what running sessions measure."""
         if self._fixed:
             return self._fixed
+        if self._elsewhere is not None:
+            return self._elsewhere.places
         return self._carried.places([visit.session.real_time_factor for visit in list(self._visits.values())])
 
     def waits(self, sid: str) -> Iterator[int]:
@@ -210,8 +220,7 @@ class LiveSessions:
         session = visit.conversing()
         if portrait is not None or prompt is not None:
             visit.prompt = visit.prompt if prompt is None else prompt
-            assert isinstance(session, TalkSession)
-            redraw(self.avatar, session, portrait, visit.prompt)
+            self._draw(session, portrait, visit.prompt)
         wishes = {"voice": voice, "instructions": instructions}
         persona = dataclasses.replace(visit.talk.persona, **{k: v for k, v in wishes.items() if v is not None})
         if persona != visit.talk.persona:
@@ -296,7 +305,20 @@ class LiveSessions:
                 "This sid was used before. Every session needs a new one: for example uuid.uuid4().hex."
             )
 
+    def _draw(self, session: LiveConversation, portrait: Path | None, prompt: str) -> None:
+        """Another face, or the same one (None) under other words."""
+        if isinstance(session, AwaySession):
+            session.draw(None if portrait is None else self._pixels(portrait), prompt)
+            return
+        assert isinstance(session, TalkSession)
+        redraw(self.avatar, session, portrait, prompt)
+
+    def _pixels(self, portrait: Path) -> np.ndarray:
+        return np.asarray(load_portrait(portrait, self.avatar.preset.height, self.avatar.preset.width).pixels())
+
     def _session(self, portrait: Path, prompt: str, seed: int, mode: str, backlog_s: float, talk: Talk) -> LiveSession:
+        if self._elsewhere is not None:
+            return self._elsewhere.open(Opening(self._pixels(portrait), prompt, seed, mode, backlog_s, talk))
         if mode == "mirror":
             return self.avatar.session(portrait, prompt=prompt, seed=seed, mode=mode, backlog_s=backlog_s)
         talkers = self.talkers(talk.talker, Visitor(talk.token))
