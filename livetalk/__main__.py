@@ -1,4 +1,4 @@
-"""The command line: ``python -m livetalk {render,chat,doctor,download,space,bench,evaluate,distill,curate}``.
+"""The command line: ``python -m livetalk {render,chat,serve,doctor,download,space,bench,evaluate,distill,curate}``.
 
 Bad input ends with one sentence and exit code 2, never with a traceback.
 """
@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     _add_render(commands)
     _add_chat(commands)
+    _add_serve(commands)
     _add_doctor(commands)
     _add_download(commands)
     _add_space(commands)
@@ -82,6 +83,13 @@ def _add_chat(commands: Any) -> None:
     chat.add_argument("--seed", type=int, default=0, help="same seed, same motion")
     _add_model_options(chat)
     chat.set_defaults(run=_chat)
+
+
+def _add_serve(commands: Any) -> None:
+    serve = commands.add_parser("serve", help="the page with several engines behind it (python app.py has one)")
+    serve.add_argument("--replicas", required=True, type=int, help="engines, each in a process of its own; needs Ray")
+    _add_model_options(serve)
+    serve.set_defaults(run=_serve)
 
 
 def _add_doctor(commands: Any) -> None:
@@ -211,6 +219,13 @@ def _chat(arguments: argparse.Namespace) -> int:
     sound = chat.with_pauses(answers)
     path = avatar.render(arguments.portrait, sound, out=arguments.out, prompt=arguments.prompt, seed=arguments.seed)
     print(json.dumps({"out": str(path), "turns": len(turns), "seconds": round(len(sound[0]) / sound[1], 3), **facts}))
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from livetalk.ui.serve import serve
+
+    serve(arguments.preset, arguments.device, arguments.replicas)
     return 0
 
 

@@ -28,6 +28,7 @@ WITHIN_LEVEL = {("livetalk.config", "livetalk.types")}
 SOLE_IMPORTERS = {
     "gradio": {"app", "livetalk.ui"},
     "spaces": {"app", "livetalk.ui"},
+    "ray": {"livetalk.ui"},
     # models and clients; files that come; files that go
     "huggingface_hub": {"livetalk.hub", "livetalk.download", "livetalk.publish"},
     "av": {"livetalk.media"},
@@ -35,7 +36,7 @@ SOLE_IMPORTERS = {
 }
 # Packages that may be imported inside functions: optional, or too heavy for mini's start.
 OPTIONAL = {"skia", "espeakng_loader", "accelerate", "matplotlib", "transformers", "diffusers", "playwright", "spaces"}
-OPTIONAL |= {"psutil", "ftfy", "cv2", "pocket_tts"}
+OPTIONAL |= {"psutil", "ftfy", "cv2", "pocket_tts", "ray"}
 REQUIREMENTS = tuple(f"requirements{part}.txt" for part in ("", "-train", "-extra", "-voice", "-dev"))
 PUBLIC_DOOR = "livetalk"  # the package's own __init__ hands out names of any room
 

@@ -15,6 +15,7 @@ import gradio as gr
 from livetalk.stream.avatar import Avatar
 from livetalk.stream.talkers.registry import AUTO, CHOICES, Visitor, choice, default_name
 from livetalk.ui.api import Outbox, add_api
+from livetalk.ui.away import Elsewhere
 from livetalk.ui.events import (
     MOODS,
     film,
@@ -69,16 +70,19 @@ class _Shelf:
         return {**self.faces, **self.surprises}
 
 
-def build(avatar: Avatar, examples: Path = _EXAMPLES, places: int | None = None) -> gr.Blocks:
+def build(
+    avatar: Avatar, examples: Path = _EXAMPLES, places: int | None = None, elsewhere: Elsewhere | None = None
+) -> gr.Blocks:
     """The page and the API around ``avatar``.
 
     Args:
         avatar: the loaded models.
         examples: folder with ``portraits/`` and ``speech/``; may be missing, then visitors bring their own.
         places: how many live sessions may be on at once; None = as many as the machine carries.
+        elsewhere: opens sessions in other processes; None = pictures are made in this one.
     """
     limit_s = float(os.environ.get("LIVETALK_SESSION_LIMIT_S", SESSION_LIMIT_S))
-    return page_of(LiveSessions(avatar, places, limit_s), examples)
+    return page_of(LiveSessions(avatar, places, limit_s, elsewhere=elsewhere), examples)
 
 
 def page_of(sessions: LiveSessions, examples: Path = _EXAMPLES) -> gr.Blocks:
