@@ -84,7 +84,6 @@ def test_rows_behind_the_prompt_are_zero_and_the_encoder_is_asked_once(tmp_path:
     assert loads.count == 0, "a known prompt must not load 11 GB"
     rows = encoder.encode("happy")
     assert rows.shape == (1, TOKENS, WIDTH) and rows[0, :5].any(dim=1).all() and not rows[0, 5:].any()
-    encoder.release()
     assert torch.equal(encoder.encode(" happy "), rows) and loads.count == 1
     assert not torch.equal(encoder.encode("sad"), rows) and loads.count == 2
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from livetalk.config import AudioConfig, Preset
 from livetalk.model.audio import Wav2Vec2AudioEncoder
 from livetalk.model.storage import check_fit
-from livetalk.model.text import UMT5TextEncoder, load_tokenizer, load_umt5
+from livetalk.model.text import UMT5TextEncoder, load_tokenizer, load_umt5, on_a_visit
 from livetalk.model.transformer import CausalDiT
 from livetalk.model.vae import WanVideoVAE
 from livetalk.model.weights import config_from_shapes, original_state
@@ -164,7 +164,8 @@ def load_original(
 
 
 def _read_text_network(path: Path, device: torch.device) -> nn.Module:
-    return load_umt5(_tensors(path)).to(device)
+    network = load_umt5(_tensors(path))
+    return network if device.type == "cpu" else on_a_visit(network, device)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

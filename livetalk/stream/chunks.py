@@ -32,6 +32,7 @@ from livetalk.hub import Models
 from livetalk.model.cache import KVCache, RestorePoint
 from livetalk.model.conditions import Conditions, image_condition, pack_audio
 from livetalk.model.drive import driven
+from livetalk.model.parking import HostMemory
 from livetalk.rollout import chunk_noise, commit_chunk, denoise_chunk, new_cache
 from livetalk.stream.decoding import Decoded, Decoding
 from livetalk.stream.pace import StageTimes
@@ -134,6 +135,7 @@ class ChunkMaker:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="livetalk-decode") if overlap else None
         beside = overlap and models.device.type == "cuda"
         self._stream = torch.cuda.Stream(models.device) if beside else None
+        self._parking = HostMemory(models.device, self._stream) if models.device.type == "cuda" else None
 
     def change_look(self, index: int, look: Look) -> None:
         """From chunk ``index`` on, which was not made yet, the stream has another look."""
@@ -155,7 +157,7 @@ class ChunkMaker:
             warm.make(index, self._models.audio(self._silence(stop - first), stop - first))
         warm._commit_newest()
         if warm._decoding is not None:
-            warm._decoding.state()
+            warm._decoding.put_away()
         begun = warm._cache, warm._cache.restore_point()
         return dataclasses.replace(warm._look, cache=begun, recent=warm._recent, decoder=warm._decoding)
 
@@ -176,7 +178,7 @@ class ChunkMaker:
             latents = denoise_chunk(self._models.transformer, self._cache, cond, noise, self._settings)
         first, stop = picture_span(index * self._frames, self._frames)
         made = None if self._stream is None else torch.cuda.current_stream(self._models.device).record_event()
-        decoded = Decoding(latents, self._decoding, partial(self._decode, made), self._thread)
+        decoded = Decoding(latents, self._decoding, partial(self._decode, made), self._thread, self._parking)
         take = Take(index, first, stop, cond, latents, decoded, before)
         self._newest, self._decoding = take, decoded
         return take
@@ -268,9 +270,9 @@ class ChunkMaker:
         return prepared
 
     @torch.inference_mode()
-    def _decode(self, made: torch.cuda.Event | None, latents: Tensor, state: Any) -> Decoded:
+    def _decode(self, made: torch.cuda.Event | None, latents: Tensor, state: Any, spend: bool) -> Decoded:
         with self._times.stage("decode"), self._on_stream(latents, made):
-            pictures, state = self._models.vae.decode_chunk(latents, state)
+            pictures, state = self._models.vae.decode_chunk(latents, state, spend=spend)
             levels = ((pictures[0].float() + 1.0) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
             return levels.permute(1, 2, 3, 0).contiguous().cpu().numpy(), state
 
