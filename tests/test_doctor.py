@@ -14,6 +14,7 @@ import torch
 from livetalk import hub, resources, voice
 from livetalk.__main__ import main
 from livetalk.config import LIVETALK_1_3B, MINI, PRESETS
+from livetalk.engine import fast_dtype
 from livetalk.eval import capability, doctor
 from livetalk.eval.capability import GIB
 from livetalk.stream.talkers import machine, registry
@@ -75,7 +76,7 @@ def test_a_laptop_runs_mini_and_the_offline_talker() -> None:
 
 
 def need(preset) -> float:
-    return capability.needed_bytes(preset, hub.fast_dtype(torch.device("cpu"))) / GIB
+    return capability.needed_bytes(preset, fast_dtype(torch.device("cpu"))) / GIB
 
 
 def test_what_several_talkers_lack_is_said_once() -> None:

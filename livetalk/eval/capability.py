@@ -17,7 +17,8 @@ import torch
 
 from livetalk import resources
 from livetalk.config import Preset
-from livetalk.hub import Models, fast_dtype, find_weights, load_models, random_models
+from livetalk.engine import fast_dtype
+from livetalk.hub import Models, find_weights, load_models, random_models
 from livetalk.model.cache import KVCache
 from livetalk.model.transformer import CausalDiT
 from livetalk.stream.performer import Performer

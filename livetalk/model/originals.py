@@ -24,6 +24,7 @@ from livetalk.config import AudioConfig, Preset
 from livetalk.model.audio import Wav2Vec2AudioEncoder
 from livetalk.model.storage import check_fit
 from livetalk.model.text import UMT5TextEncoder, load_tokenizer, load_umt5, on_a_visit
+from livetalk.model.tiny_decoder import TinyDecoder
 from livetalk.model.transformer import CausalDiT
 from livetalk.model.vae import WanVideoVAE
 from livetalk.model.weights import config_from_shapes, original_state
@@ -107,6 +108,15 @@ def load_vae(path: Path) -> WanVideoVAE:
         LiveTalkError: the file cannot be read, or a tensor does not fit.
     """
     return WanVideoVAE.from_original(_tensors(path))
+
+
+def load_tiny_decoder(path: Path) -> TinyDecoder:
+    """The decoder of ``taew2_1.safetensors``.
+
+    Raises:
+        LiveTalkError: the file cannot be read, or a tensor does not fit.
+    """
+    return TinyDecoder.from_original(_tensors(path), str(path))
 
 
 def load_audio(folder: Path, config: AudioConfig) -> Wav2Vec2AudioEncoder:

@@ -125,7 +125,7 @@ class ChunkMaker:
         self._settings = models.preset.rollout
         self._frames = self._settings.chunk_frames
         self._shape = models.preset.latent_shape(self._frames)
-        self._cache = new_cache(models.transformer, self._settings, self._shape)
+        self._cache = self._new_cache()
         self._recent: tuple[Committed, ...] = ()
         self._look = Look(identity, self._images(identity))
         self._looks = [(0, self._look)]
@@ -201,6 +201,10 @@ class ChunkMaker:
         held = {id(take): take for take in (*takes, *([self._newest] if self._newest else []))}
         return self._cache.bytes() + sum(take.latents.nbytes for take in held.values())
 
+    def _new_cache(self) -> KVCache:
+        on_host = self._models.engine.undo == "host"
+        return new_cache(self._models.transformer, self._settings, self._shape, undo_on_host=on_host)
+
     def _commit_newest(self) -> None:
         """Write the newest chunk into the cache, if that was not done."""
         take, self._newest = self._newest, None
@@ -230,7 +234,7 @@ class ChunkMaker:
 
     def _retell(self) -> None:
         """Compute the rolling window's keys again from its latents, under the words there are now; sinks stay."""
-        cache = new_cache(self._models.transformer, self._settings, self._shape)
+        cache = self._new_cache()
         cache.take_sinks(self._cache)
         self._cache, told = cache, []
         for latents, cond in self._recent:
