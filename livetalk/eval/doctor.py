@@ -156,7 +156,8 @@ def _preset(preset: Preset, measure: bool) -> Finding:
     wanted = ""
     if not found.has_weights:
         text += "; its weights are not here yet"
-        wanted = f"For the weights of {preset.title}: python -m livetalk download --preset {preset.name}"
+        name = preset.weights.folder  # that of the preset which brought them
+        wanted = f"For the weights of {PRESETS[name].title}: python -m livetalk download --preset {name}"
     if found.factor is None:
         return Finding("presets", preset.name, True, text, wanted, facts)
     short = _too_slow(found.factor)
