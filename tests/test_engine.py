@@ -14,18 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 
-from livetalk.config import LIVETALK_1_3B, RolloutConfig
+from livetalk.config import LIVETALK_1_3B, RepositoryConfig, RolloutConfig, VaeConfig
 from livetalk.engine import ENGINES, Engine, configured_engine
 from livetalk.hub import Models, random_models
 from livetalk.model import backends, compiled
 from livetalk.model.compiled import compile_layers
 from livetalk.model.conditions import Conditions, image_condition
+from livetalk.model.parking import HostMemory
 from livetalk.model.quantised import Fp8Linear, Int8Linear, quantise
 from livetalk.model.transformer import CausalDiT
 from livetalk.rollout import chunk_noise, rollout
 from livetalk.stream.performer import Performer
 from livetalk.types import AudioChunk, LatentShape, LiveTalkError, SpeechEnd
-from tests.live import babble
+from tests.live import HandClock, babble
 from tests.tiny import TINY
 
 SHAPE = LatentShape(16, 3, 8, 8)
@@ -189,6 +190,34 @@ def test_streams_of_any_engine_can_be_unmade(engine: Engine, monkeypatch: pytest
     assert np.array_equal(pictures_of(models, np.array_split(speech, 7)), wanted)
     plain = pictures_of(random_models(TINY), [speech])
     assert np.abs(wanted.astype(int) - plain).mean() < 1.5
+
+
+@pytest.mark.parametrize("decoder", ["full", "tiny"])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_parked_states_bring_back_the_same_pictures(decoder: str, overlap: bool) -> None:
+    """A live stream that is interrupted and changes its face, with the video decoders of the published model."""
+    small = RepositoryConfig("d/small", ("taew2_1.safetensors",), 0.001, "MIT")
+    weights = dataclasses.replace(TINY.weights, tiny_decoder=small)
+    config = dataclasses.replace(TINY, vae=VaeConfig(kind="wan", base_width=8), weights=weights)
+    models = random_models(config, engine=Engine(decoder=decoder))
+    one, other = (models.identity(torch.full((3, TINY.height, TINY.width), x), "a person nods") for x in (-0.5, 0.5))
+    shown = []
+    for parking in (None, HostMemory(torch.device("cpu"))):
+        clock = HandClock()
+        performer = Performer(models, one, clock=clock, overlap=overlap)
+        performer._maker._parking = parking
+        pieces = []
+        for second in range(5):
+            performer.push(AudioChunk(babble(0.8, seed=second)))
+            for _ in range(16):
+                pieces += [piece.pictures for piece in performer.pictures()]
+                clock.now_s += 0.0625
+            performer.clear()
+            if second == 2:
+                performer.change_look(performer.other_face(other))
+        performer.close()
+        shown.append(np.concatenate(pieces))
+    assert len(shown[0]) > 40 and np.array_equal(*shown)
 
 
 def test_the_fastest_attention_is_preferred() -> None:
