@@ -38,6 +38,12 @@ class HostMemory:
         with self._on_stream():
             return tree_map(self._fetched, parked)
 
+    def settle(self) -> None:
+        """Wait until what was parked is there, for who fetches it on another stream."""
+        if self._pinned:
+            with self._on_stream():
+                torch.cuda.current_stream(self._device).synchronize()
+
     def _on_stream(self) -> AbstractContextManager[Any]:
         return torch.cuda.stream(self._stream)  # None = nothing changes
 

@@ -69,15 +69,20 @@ class Decoding:
         """Decode all of it, for a chunk behind that comes later or elsewhere; nothing but what is parked stays."""
         self._part(self._frames - 1)
         if self._parking is not None:
+            self._parking.settle()
             self._state = None
 
-    def hand_over(self) -> tuple[Any, bool]:
-        """The decoder's state after this chunk, and whether who takes it may write over it."""
+    def hand_over(self, parking: HostMemory | None = None) -> tuple[Any, bool]:
+        """The decoder's state after this chunk, and whether who takes it may write over it.
+
+        Args:
+            parking: brings it to where the taker works, if it is not there any more; None = this chunk's own.
+        """
         self._part(self._frames - 1)
         if self._parking is None:
             return self._state, False
         state, self._state = self._state, None
-        return self._parking.fetch(self._parked) if state is None else state, True
+        return (parking or self._parking).fetch(self._parked) if state is None else state, True
 
     @property
     def _frames(self) -> int:
@@ -101,4 +106,4 @@ class Decoding:
 
     def _state_before(self) -> tuple[Any, bool]:
         before, self._before = self._before, None  # or all chunks of the stream would hang together
-        return (None, False) if before is None else before.hand_over()
+        return (None, False) if before is None else before.hand_over(self._parking)
