@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import sys
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from livetalk._version import __version__
+from livetalk.engine import Engine, configured_engine
 from livetalk.eval.arguments import add_kinds
 from livetalk.types import LiveTalkError
 
@@ -122,6 +124,11 @@ def _add_bench(commands: Any) -> None:
     )
     bench.add_argument("--layers", type=int, default=None, help="fewer layers of the network, with --random-weights")
     bench.add_argument("--size", type=int, default=None, help="other pictures, N x N, with --random-weights")
+    for choice in dataclasses.fields(Engine):
+        known = typing.get_args(typing.get_type_hints(Engine)[choice.name])
+        bench.add_argument(
+            f"--{choice.name}", choices=known, default=None, help=f"instead of LIVETALK_{choice.name.upper()}"
+        )
     bench.add_argument("--turns", type=int, default=10, help="questions of --conversation")
     bench.add_argument("--rounds", type=int, default=20, help="interleaved rounds of --network")
     _add_model_options(bench)
@@ -264,7 +271,10 @@ def _bench(arguments: argparse.Namespace) -> int:
         from livetalk.eval import bench
 
         random = bench.Random(arguments.layers, arguments.size) if arguments.random_weights else None
-        figures = bench.run(arguments.preset, arguments.device, arguments.seconds, random)
+        given = {choice.name: getattr(arguments, choice.name) for choice in dataclasses.fields(Engine)}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        engine = dataclasses.replace(configured_engine(), **chosen)
+        figures = bench.run(arguments.preset, arguments.device, arguments.seconds, random, engine)
     _print_figures(figures)
     return 0
 
