@@ -1,8 +1,8 @@
 """The page and the API: ``python app.py`` serves LiveTalk.
 
 Environment: ``LIVETALK_PRESET`` (mini), ``LIVETALK_DEVICE`` (auto), ``LIVETALK_TALKER`` (auto), ``LIVETALK_PLACES`` (as
-many as the machine carries), ``LIVETALK_SESSION_LIMIT_S``, and Gradio's own ``GRADIO_SERVER_NAME`` and
-``GRADIO_SERVER_PORT``.
+many as the machine carries), ``LIVETALK_SESSION_LIMIT_S``, on ZeroGPU ``LIVETALK_GPU_CALL_S`` (30), and Gradio's own
+``GRADIO_SERVER_NAME`` and ``GRADIO_SERVER_PORT``.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import spaces
+import torch
 from spaces.config import Config
 
 from livetalk.media.pictures import PortraitSource
@@ -40,13 +41,21 @@ from livetalk.ui.wire import Hearing, Message
 log = logging.getLogger(__name__)
 
 CALL_VARIABLE = "LIVETALK_GPU_CALL_S"
-CALL_S = 60.0
-"""Longest live call; a visitor without an account has two minutes of GPU a day."""
+CALL_S = 30.0
+LEAST_CALL_S = 15.0
+"""Longest live call, and the first one of a session.
+
+What is asked for must be left of a visitor's share of the day (two minutes without an account), although only what is
+used is counted: long calls are refused while much is left.
+"""
+
+START_S = 5.0
+"""Asked for beyond a call's own time, for a worker to get ready."""
 
 CALM_PICTURES = 2 * PICTURES_PER_SECOND
 """A call ends after so many calm pictures: the mouth is closed, and the page has pictures to go on with."""
 
-WARNED_S = 15.0
+WARNED_S = 10.0
 ENDING_S = 4.0
 """So long before its end a call breaks off what is being said, for a closed mouth and a snapshot."""
 
@@ -142,12 +151,12 @@ def call_limit_s() -> float:
     """Longest live call in seconds.
 
     Raises:
-        LiveTalkError: ``LIVETALK_GPU_CALL_S`` is no number from 15 up.
+        LiveTalkError: ``LIVETALK_GPU_CALL_S`` is no number from ``LEAST_CALL_S`` up.
     """
     said = os.environ.get(CALL_VARIABLE, "").strip() or str(CALL_S)
-    if not re.fullmatch(r"\d+(\.\d+)?", said) or float(said) < WARNED_S:
+    if not re.fullmatch(r"\d+(\.\d+)?", said) or float(said) < LEAST_CALL_S:
         raise LiveTalkError(
-            f"{CALL_VARIABLE} is {said[:40]!r}. Expected seconds of one GPU call, {WARNED_S:g} or more."
+            f"{CALL_VARIABLE} is {said[:40]!r}. Expected seconds of one GPU call, {LEAST_CALL_S:g} or more."
         )
     return float(said)
 
@@ -155,7 +164,7 @@ def call_limit_s() -> float:
 def seconds(call: Call) -> int:
     """GPU time asked for."""
     if isinstance(call, LiveCall):
-        return round(call.limit_s)
+        return round(START_S + call.limit_s)
     return round(CLIP_START_S + CLIP_SPEED * (duration_s(call.speech) or call.limit_s or CALL_S))
 
 
@@ -169,6 +178,8 @@ def lender(avatar: Avatar, talkers: TalkerChain) -> Lend:
 
     @spaces.GPU(duration=seconds)
     def on_gpu(call: Call) -> Generator[Item, None, None]:
+        if is_lent():
+            torch.set_num_threads(1)  # those of OpenMP do not survive a fork
         try:
             if isinstance(call, LiveCall):
                 yield from _live(avatar, talkers, call)
@@ -230,7 +241,9 @@ def refusal(error: gr.Error) -> str:
     title, message = str(getattr(error, "title", "")), str(error.message)
     again = re.search(r"Try again in ([\w:, ]*\w)", message)
     if "illegal duration" in title:
-        return f"The GPU is not lent for so long at once. Whoever runs this Space: lower {CALL_VARIABLE}."
+        return (
+            f"The GPU is not lent for so long at once. Give a shorter clip; who runs this Space: lower {CALL_VARIABLE}."
+        )
     if "pending credits" in title:
         return "Your GPU time is taken by something else that is running. Try again when it has ended."
     if "quota" in title and "No GPU" not in message:

@@ -29,7 +29,7 @@ from livetalk.stream.track import checked_samples
 from livetalk.types import PLAYBACK_SAMPLES_PER_PICTURE, LiveTalkError, Pictures
 from livetalk.ui.doorbell import Doorbell
 from livetalk.ui.idle import IdleLoop
-from livetalk.ui.lending import Beginning, Lend, LiveCall, Rest, Shown, asked
+from livetalk.ui.lending import LEAST_CALL_S, Beginning, Lend, LiveCall, Rest, Shown, asked
 from livetalk.ui.lent_words import LentWords
 from livetalk.ui.plain import sentence
 from livetalk.ui.visit import Talk
@@ -239,7 +239,8 @@ class LentSession:
         for verb, arguments in messages:
             wire.say(verb, *arguments)
         talk = dataclasses.replace(self._talk, persona=self.conversation.persona)
-        call = LiveCall(wire.address, wire.key, self._call_s, self._begin_from(), self._source.backlog_s, talk)
+        limit_s = min(LEAST_CALL_S, self._call_s) if self._snapshot is None else self._call_s
+        call = LiveCall(wire.address, wire.key, limit_s, self._begin_from(), self._source.backlog_s, talk)
         # The visitor's share of GPU time is found in the context of the page's own call.
         run = contextvars.copy_context().run
         self._thread = threading.Thread(target=run, args=(self._run, call), name="livetalk-lent", daemon=True)
@@ -349,7 +350,12 @@ class LentSession:
         if self._idle.is_empty:
             raise LiveTalkError(error or "The face did not come to life. Start again.")
         for verb, arguments in unheard:
-            self._tell(self._door.hear(*arguments) if verb == "listen" else [(verb, arguments)])
+            if verb == "listen":
+                self._tell(self._door.hear(*arguments))
+            elif verb == "look":
+                self._look = arguments[0], arguments[1]
+            elif verb in ("write", "play"):  # others concern what was being said
+                self._tell([(verb, arguments)])
 
     def _hang_up(self) -> None:
         wire, self._wire, self._thread = self._wire, None, None
