@@ -23,10 +23,10 @@ from livetalk.stream.avatar import Avatar
 from livetalk.stream.talk import TalkSession
 from livetalk.stream.talkers.protocol import Heard, Message, Persona
 from livetalk.types import MODEL_RATE, PLAYBACK_RATE, LiveTalkError, Pictures
-from livetalk.ui import doorbell, lending
+from livetalk.ui import doorbell, lending, page
 from livetalk.ui.doorbell import Doorbell
 from livetalk.ui.idle import HOMEWARD, IdleLoop
-from livetalk.ui.lending import Beginning, LentAvatar, lender, refusal
+from livetalk.ui.lending import Beginning, LentAvatar, LiveCall, asked, lender, refusal
 from livetalk.ui.lent import LentSession
 from livetalk.ui.live import LiveSessions
 from livetalk.ui.page import build
@@ -317,6 +317,25 @@ def test_elsewhere_nothing_is_lent() -> None:
     with sessions.opened(sid, FACE, "", 0, "conversation") as session:
         assert isinstance(session, TalkSession)
     build(Avatar(tiny_models()), places=1)
+
+
+def test_on_a_space_the_page_lends_with_one_function(gpu, monkeypatch) -> None:
+    monkeypatch.setattr(page, "is_lent", lambda: True)
+    made: list[LiveSessions] = []
+    monkeypatch.setattr(page, "page_of", lambda sessions, _: made.append(sessions))
+    build(Avatar(tiny_models()))
+    assert len(gpu.decorated) == 1
+    assert isinstance(made[0].avatar, LentAvatar)
+    assert made[0].places == 8, "nothing is measured where there is no GPU yet"
+
+
+def test_who_left_before_the_gpu_was_there_costs_nothing(gpu, caplog) -> None:
+    wire = Wire()
+    wire.close()
+    lend = lender(Avatar(tiny_models()), lambda *_: [Scripted()])
+    call = LiveCall(wire.address, wire.key, 60.0, Beginning(FACE, "", 0, "mirror", 2.0), 2.0, Talk())
+    assert list(asked(lend, call)) == []
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_one_function_is_decorated() -> None:

@@ -303,7 +303,11 @@ def _live(avatar: Avatar, talkers: TalkerChain, call: LiveCall) -> Iterator[Show
     desk = Desk(avatar, session)
     stream: Any = session.pictures()
     with contextlib.closing(stream):
-        hearing = Hearing(call.address, call.key, desk.deal)
+        try:
+            hearing = Hearing(call.address, call.key, desk.deal)
+        except OSError:
+            log.info("the visitor left before the GPU was there")
+            return
         yield from _until_calm(session, stream, desk, end_s)
         snapshot = session.snapshot()
     yield Rest(snapshot, hearing.taken)

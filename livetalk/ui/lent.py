@@ -231,6 +231,7 @@ class LentSession:
     def _ask(self) -> None:
         """Ask for a GPU, with all that waits to be told."""
         self._wire = wire = Wire()
+        self._door = Doorbell(self.mode)  # what it heard so far is told, or belongs to no turn
         self._is_asked, self._asked_at_s = bool(self._waiting), self._clock()
         messages, self._waiting = self._waiting, []
         if self._look is not None and self._snapshot is not None:
