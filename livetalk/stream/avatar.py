@@ -190,7 +190,11 @@ class Avatar:
         return Session(self.models, identity, seed=seed, mode=mode, backlog_s=backlog_s, clock=clock)
 
     def resume(
-        self, snapshot: SessionSnapshot, talkers: Sequence[Talker] | None = None, clock: Clock | None = None
+        self,
+        snapshot: SessionSnapshot,
+        talkers: Sequence[Talker] | None = None,
+        backlog_s: float = MICROPHONE_BACKLOG_S,
+        clock: Clock | None = None,
     ) -> Session:
         """Go on with a session of this model that was begun in another process (``Session.snapshot``).
 
@@ -202,6 +206,7 @@ class Avatar:
         Args:
             snapshot: of a session on an avatar with the same weights.
             talkers: of a conversation: who answers; None = the best this machine can run.
+            backlog_s: of a mirror, see :meth:`session`.
             clock: for tests; None = the machine's.
 
         Returns:
@@ -213,7 +218,9 @@ class Avatar:
         stream, talk = snapshot.stream, snapshot.conversation
         session: Session
         if talk is None:
-            session = Session(self.models, stream.identity, seed=stream.seed, mode=snapshot.mode, clock=clock)
+            session = Session(
+                self.models, stream.identity, seed=stream.seed, mode=snapshot.mode, backlog_s=backlog_s, clock=clock
+            )
         else:
             chain = talker_chain() if talkers is None else talkers
             turns = TurnTaker(SileroDetector())

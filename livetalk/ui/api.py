@@ -23,6 +23,7 @@ import numpy as np
 from gradio import FileData
 
 from livetalk.media.clips import write_clip
+from livetalk.media.pictures import load_portrait
 from livetalk.stream.chat import question
 from livetalk.stream.session import MICROPHONE_BACKLOG_S
 from livetalk.stream.talkers.protocol import Persona, VisitorTurn
@@ -341,7 +342,10 @@ def _add_chat(sessions: LiveSessions, outbox: Outbox) -> None:
         """
         face, words, number = uploaded(portrait, "portrait"), checked_prompt(prompt), checked_seed(seed)
         turn = _question(speech, text)
-        sessions.avatar.identity(face)  # a portrait that cannot be used is told before anything is remembered
+        preset = sessions.avatar.preset
+        load_portrait(
+            face, preset.height, preset.width
+        )  # one that cannot be used is told before anything is remembered
         with chats.opened(checked_word(sid, "sid", 128), _talk(talker, voice)) as conversation:
             answer = conversation.ask(turn)
             out = outbox.path("reply.mp4")

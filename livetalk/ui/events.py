@@ -20,13 +20,13 @@ from livetalk.distill.portraits.motion import MOOD_WORDS, MOTION_WORDS
 from livetalk.media.packets import Packer
 from livetalk.media.pictures import load_portrait
 from livetalk.media.sound import load_speech
-from livetalk.stream.session import Session
-from livetalk.stream.talk import TalkSession
 from livetalk.stream.talkers.protocol import Persona
 from livetalk.types import PICTURES_PER_SECOND, PLAYBACK_RATE, LiveTalkError
 from livetalk.ui.api import Outbox
 from livetalk.ui.live import SPEECH_LIMIT_S, LiveSessions, Talk
 from livetalk.ui.plain import checked_prompt, checked_seed, chosen, plain, sentence
+from livetalk.ui.said import SaidNews
+from livetalk.ui.visit import LiveSession
 
 MOODS = tuple(MOOD_WORDS)
 PERSONA_LIMIT = 2_000
@@ -53,33 +53,6 @@ def checked_character(value: Any) -> dict[str, str]:
     if known.get("mood", MOODS[0]) not in MOODS:
         raise LiveTalkError(f"There is no mood {known['mood'][:40]!r}. Known moods: {', '.join(MOODS)}.")
     return known
-
-
-class SaidNews:
-    """Which words of a reply end on which picture, told once: captions follow the sound with it.
-
-    Args:
-        session: whose conversation it is.
-    """
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._reply, self._told = -1, 0
-
-    def news(self) -> dict[str, Any] | None:
-        """``{"reply", "from", "marks": [[characters, picture], ...]}`` since the last call; None = nothing new."""
-        reply = self._session.conversation.reply if isinstance(self._session, TalkSession) else None
-        if reply is None or not reply.is_sure:
-            return None
-        said = list(reply.said)
-        if reply.number != self._reply or len(said) < self._told:
-            self._reply, self._told = reply.number, 0
-        if len(said) == self._told:
-            return None
-        begun, self._told = self._told, len(said)
-        stops = [one.stop_picture for one in said[begun:]]
-        marks = [[len(reply.heard_before(stop)), stop] for stop in stops]
-        return {"reply": reply.number, "from": begun, "marks": marks}
 
 
 def server_functions(sessions: LiveSessions) -> list[Callable[..., Any]]:
@@ -151,14 +124,14 @@ def _talk(wishes: dict[str, str], keeps: bool) -> Talk:
     return Talk(talker=wishes.get("talker") or None, persona=persona, keeps=keeps)
 
 
-def _shown(sessions: LiveSessions, sid: str, session: Session, codec: str) -> Iterator[dict[str, str]]:
+def _shown(sessions: LiveSessions, sid: str, session: LiveSession, codec: str) -> Iterator[dict[str, str]]:
     """Messages for the player until the session ends; the last one says so if it has lasted as long as it may."""
     preset, said = sessions.avatar.preset, SaidNews(session)
     packer = Packer(preset.height, preset.width, "jpeg" if codec == "jpeg" else "h264")
     for pictures in sessions.pictures(sid):
         state = "speaking" if pictures.speaking else "idle"
         if len(pictures.pictures):
-            fragment = packer.pack(pictures, state, {**session.facts(), "said": said.news()})
+            fragment = packer.pack(pictures, state, {"said": said.news(), **session.facts()})
         else:
             fragment = packer.flush(pictures.generation, pictures.first_picture, state)
         yield {"b": base64.b64encode(fragment.payload).decode("ascii")}

@@ -13,32 +13,35 @@ import dataclasses
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from livetalk.media.pictures import load_portrait
 from livetalk.stream.avatar import Avatar
-from livetalk.stream.session import Session
-from livetalk.stream.talkers.protocol import Talker
+from livetalk.stream.talk import TalkSession
 from livetalk.stream.talkers.registry import Visitor, talker_chain
 from livetalk.types import LiveTalkError, Pictures
 from livetalk.ui.capacity import Carried, configured_places, measured_factor
 from livetalk.ui.checks import check_mode, check_sid, decoded_pcm16
+from livetalk.ui.lending import Beginning, Lend, call_limit_s
+from livetalk.ui.lent import LentSession
 from livetalk.ui.line import Line
 from livetalk.ui.shelf import Shelf
-from livetalk.ui.visit import Kept, Talk, Visit
+from livetalk.ui.visit import Kept, LiveConversation, LiveSession, Talk, TalkerChain, Visit
 
 SPEECH_LIMIT_S = 300.0
 GONE_AFTER_S = 10.0
 """A page that said it was there and then nothing for so long loses its place to those who wait."""
 KEPT_RECORDINGS = 32
 KEPT_S = 600.0
-_REMEMBERED = 256
+LENT_PLACES = 8
+"""Visitors at once where GPUs are lent: between two calls a visitor costs a loop of pictures; calls wait in line."""
 
-TalkerChain = Callable[[str | None, Visitor], Sequence[Talker]]
+_REMEMBERED = 256
 
 
 class LiveSessions:
@@ -50,16 +53,23 @@ class LiveSessions:
             real-time factor carries.
         limit_s: longest session, in seconds.
         talkers: makes the talkers of a conversation.
+        lend: the function that runs where a GPU is lent; None = pictures are made in this process.
 
     Raises:
-        LiveTalkError: ``LIVETALK_PLACES`` is no whole number above 0.
+        LiveTalkError: ``LIVETALK_PLACES`` or ``LIVETALK_GPU_CALL_S`` is no such number.
     """
 
     def __init__(
-        self, avatar: Avatar, places: int | None = None, limit_s: float = 3600.0, talkers: TalkerChain = talker_chain
+        self,
+        avatar: Avatar,
+        places: int | None = None,
+        limit_s: float = 3600.0,
+        talkers: TalkerChain = talker_chain,
+        lend: Lend | None = None,
     ) -> None:
         self.avatar, self.limit_s, self.talkers = avatar, limit_s, talkers
-        self._fixed = places or configured_places()
+        self._lend, self._call_s = lend, call_limit_s()
+        self._fixed = places or configured_places() or (LENT_PLACES if lend else None)
         self._carried = Carried(0.0 if self._fixed else measured_factor(avatar))
         self._line = Line(lambda: self.places)
         self._visits: dict[str, Visit] = {}
@@ -93,7 +103,7 @@ class LiveSessions:
         mode: str = "mirror",
         backlog_s: float = 2.0,
         talk: Talk | None = None,
-    ) -> Iterator[Session]:
+    ) -> Iterator[LiveSession]:
         """A new session under ``sid``; ended and forgotten when the block is left, however it is left.
 
         Take its pictures with :meth:`pictures`.
@@ -143,7 +153,7 @@ class LiveSessions:
                 if self._is_deserted(visit):
                     return
 
-    def get(self, sid: str) -> Session:
+    def get(self, sid: str) -> LiveSession:
         """The session of that name.
 
         Raises:
@@ -211,11 +221,7 @@ class LiveSessions:
         session = visit.conversing()
         if portrait is not None or prompt is not None:
             visit.prompt = visit.prompt if prompt is None else prompt
-            blank = np.zeros((self.avatar.preset.height, self.avatar.preset.width, 3), np.uint8)
-            identity = self.avatar.identity(blank if portrait is None else portrait, visit.prompt)
-            if portrait is None:
-                identity = dataclasses.replace(session.identity, text=identity.text)
-            session.change(identity)
+            self._draw(session, portrait, visit.prompt)
         wishes = {"voice": voice, "instructions": instructions}
         persona = dataclasses.replace(visit.talk.persona, **{k: v for k, v in wishes.items() if v is not None})
         if persona != visit.talk.persona:
@@ -300,7 +306,26 @@ class LiveSessions:
                 "This sid was used before. Every session needs a new one: for example uuid.uuid4().hex."
             )
 
-    def _session(self, portrait: Path, prompt: str, seed: int, mode: str, backlog_s: float, talk: Talk) -> Session:
+    def _draw(self, session: LiveConversation, portrait: Path | None, prompt: str) -> None:
+        """Another face, or the same one (None) under other words."""
+        preset = self.avatar.preset
+        if isinstance(session, LentSession):
+            session.draw(None if portrait is None else self._pixels(portrait), prompt)
+            return
+        assert isinstance(session, TalkSession)
+        blank = np.zeros((preset.height, preset.width, 3), np.uint8)
+        identity = self.avatar.identity(blank if portrait is None else portrait, prompt)
+        if portrait is None:
+            identity = dataclasses.replace(session.identity, text=identity.text)
+        session.change(identity)
+
+    def _pixels(self, portrait: Path) -> np.ndarray:
+        return np.asarray(load_portrait(portrait, self.avatar.preset.height, self.avatar.preset.width).pixels())
+
+    def _session(self, portrait: Path, prompt: str, seed: int, mode: str, backlog_s: float, talk: Talk) -> LiveSession:
+        if self._lend is not None:
+            beginning = Beginning(self._pixels(portrait), prompt, seed, mode, backlog_s)
+            return LentSession(self._lend, beginning, talk, self.avatar.preset.stream.lead_s, self._call_s)
         if mode == "mirror":
             return self.avatar.session(portrait, prompt=prompt, seed=seed, mode=mode, backlog_s=backlog_s)
         talkers = self.talkers(talk.talker, Visitor(talk.token))

@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from livetalk.stream.avatar import Avatar
-from livetalk.stream.talkers.registry import AUTO, CHOICES, Visitor, choice, default_name
+from livetalk.stream.talkers.registry import AUTO, CHOICES, Visitor, choice, default_name, talker_chain
 from livetalk.ui.api import Outbox, add_api
 from livetalk.ui.events import (
     MOODS,
@@ -25,6 +25,7 @@ from livetalk.ui.events import (
     poster,
     server_functions,
 )
+from livetalk.ui.lending import LentAvatar, is_lent, lender
 from livetalk.ui.line import LIVE_LIMIT
 from livetalk.ui.live import LiveSessions
 from livetalk.ui.look import style_sheet, theme
@@ -78,7 +79,10 @@ def build(avatar: Avatar, examples: Path = _EXAMPLES, places: int | None = None)
         places: how many live sessions may be on at once; None = as many as the machine carries.
     """
     limit_s = float(os.environ.get("LIVETALK_SESSION_LIMIT_S", SESSION_LIMIT_S))
-    return page_of(LiveSessions(avatar, places, limit_s), examples)
+    if not is_lent():
+        return page_of(LiveSessions(avatar, places, limit_s), examples)
+    lend = lender(avatar, talker_chain)
+    return page_of(LiveSessions(LentAvatar(avatar, lend), places, limit_s, lend=lend), examples)
 
 
 def page_of(sessions: LiveSessions, examples: Path = _EXAMPLES) -> gr.Blocks:

@@ -6,16 +6,68 @@ This module does not know who else is there.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, Protocol, cast
+
+import numpy as np
 
 from livetalk.stream.recorder import Recorder
-from livetalk.stream.session import Session
-from livetalk.stream.talk import TalkSession
-from livetalk.stream.talkers.protocol import Persona
+from livetalk.stream.reply import Transcript
+from livetalk.stream.talkers.protocol import Persona, Talker
+from livetalk.stream.talkers.registry import Visitor
 from livetalk.types import LiveTalkError, Pictures
 
 log = logging.getLogger(__name__)
+
+TalkerChain = Callable[[str | None, Visitor], Sequence[Talker]]
+"""Makes the talkers of a conversation from the name of a choice."""
+
+
+class LiveSession(Protocol):
+    """What the page needs of a session, wherever its pictures are made; see ``livetalk.stream.session.Session``."""
+
+    @property
+    def state(self) -> str: ...  # noqa: D102
+
+    @property
+    def generation(self) -> int: ...  # noqa: D102
+
+    @property
+    def real_time_factor(self) -> float | None: ...  # noqa: D102
+
+    def listen(self, samples: np.ndarray, rate: int) -> None: ...  # noqa: D102
+
+    def play(self, samples: np.ndarray, rate: int) -> None: ...  # noqa: D102
+
+    def interrupt(self) -> int: ...  # noqa: D102
+
+    def stop(self) -> None: ...  # noqa: D102
+
+    def pictures(self) -> Iterator[Pictures]: ...  # noqa: D102
+
+    def facts(self) -> dict[str, Any]: ...  # noqa: D102
+
+
+class Words(Protocol):
+    """What the page needs of a conversation; see ``livetalk.stream.conversation.Conversation``."""
+
+    is_voice_on: bool
+    is_suspected: bool
+
+    @property
+    def transcript(self) -> Transcript: ...  # noqa: D102
+
+    def change_persona(self, persona: Persona) -> None: ...  # noqa: D102
+
+
+class LiveConversation(LiveSession, Protocol):
+    """The same of a conversation; see ``livetalk.stream.talk.TalkSession``."""
+
+    @property
+    def conversation(self) -> Words: ...  # noqa: D102
+
+    def write(self, text: str) -> None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -58,7 +110,7 @@ class Visit:
         recorder: what is being recorded.
     """
 
-    session: Session
+    session: LiveSession
     mode: str
     talk: Talk
     prompt: str
@@ -67,7 +119,7 @@ class Visit:
     beat_at_s: float | None = None
     recorder: Recorder | None = None
 
-    def conversing(self) -> TalkSession:
+    def conversing(self) -> LiveConversation:
         """The session, if it is a conversation.
 
         Raises:
@@ -75,7 +127,7 @@ class Visit:
         """
         if self.mode != "conversation":
             raise LiveTalkError('This session mirrors speech, it does not converse. Open one with mode "conversation".')
-        return cast(TalkSession, self.session)
+        return cast(LiveConversation, self.session)
 
     def record(self, piece: Pictures) -> None:
         """Keep what is shown, if that is wanted; called in the thread that takes the pictures."""
