@@ -1,7 +1,7 @@
 """The page and the API: ``python app.py`` serves LiveTalk.
 
 Environment: ``LIVETALK_PRESET`` (mini), ``LIVETALK_DEVICE`` (auto), ``LIVETALK_TALKER`` (auto), ``LIVETALK_PLACES`` (as
-many as the machine carries), ``LIVETALK_SESSION_LIMIT_S``, on ZeroGPU ``LIVETALK_GPU_CALL_S`` (30), how the networks are
+many as the machine carries), ``LIVETALK_SESSION_LIMIT_S``, on ZeroGPU ``LIVETALK_GPU_CALL_S`` (30), how networks are
 run (``livetalk.engine``), and Gradio's own ``GRADIO_SERVER_NAME`` and ``GRADIO_SERVER_PORT``.
 """
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from livetalk.model.attention import AttentionContext
 from livetalk.model.cache import CachePass
+from livetalk.model.conditions import FewKeys
 from livetalk.model.packing import Packable
 from livetalk.model.transformer import CausalDiT, DiTBlock, add, modulate
 
@@ -94,7 +95,7 @@ class _Layer:
         self,
         x: Tensor,
         modulations: tuple[Tensor, ...],
-        text: tuple[Tensor, Tensor],
+        text: tuple[Tensor, Tensor, FewKeys | None],
         layer: int,
         context: AttentionContext,
     ) -> Tensor:
@@ -117,7 +118,11 @@ def _before(
 
 
 def _after(
-    block: DiTBlock, x: Tensor, attended: Tensor, modulations: tuple[Tensor, ...], text: tuple[Tensor, Tensor]
+    block: DiTBlock,
+    x: Tensor,
+    attended: Tensor,
+    modulations: tuple[Tensor, ...],
+    text: tuple[Tensor, Tensor, FewKeys | None],
 ) -> Tensor:
     """The rest of a layer, ``[B, F, P, D]``."""
     gate1, shift2, factor2, gate2 = modulations[2:]
