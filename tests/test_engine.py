@@ -214,7 +214,7 @@ def test_parked_states_bring_back_the_same_pictures(decoder: str, overlap: bool)
                 clock.now_s += 0.0625
             performer.clear()
             if second == 2:
-                performer.change_look(performer.other_face(other))
+                performer.change_look(performer.look(other))
         performer.close()
         shown.append(np.concatenate(pieces))
     assert len(shown[0]) > 40 and np.array_equal(*shown)
