@@ -118,7 +118,7 @@ def test_leaving_a_reply_early_cancels_it(process: TalkerProcess) -> None:
     talker = started(process)
     for _ in talker.turn(VisitorTurn(text="talk"), ()):
         break
-    assert told(talker)[1].startswith("0 [None")
+    assert told(talker)[1].startswith("0 [None]")
 
 
 def test_nothing_of_a_cancelled_reply_comes_later(process: TalkerProcess) -> None:
