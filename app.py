@@ -1,15 +1,14 @@
 """The page and the API: ``python app.py`` serves LiveTalk.
 
 Environment: ``LIVETALK_PRESET`` (mini), ``LIVETALK_DEVICE`` (auto), ``LIVETALK_TALKER`` (auto), ``LIVETALK_PLACES`` (as
-many as the machine carries), ``LIVETALK_SESSION_LIMIT_S``, and Gradio's own ``GRADIO_SERVER_NAME`` and
-``GRADIO_SERVER_PORT``.
+many as the machine carries), ``LIVETALK_SESSION_LIMIT_S``, on ZeroGPU ``LIVETALK_GPU_CALL_S`` (30), how networks are
+run (``livetalk.engine``), and Gradio's own ``GRADIO_SERVER_NAME`` and ``GRADIO_SERVER_PORT``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib.util
 import os
 import signal
 import sys
@@ -22,10 +21,11 @@ from livetalk.resources import THREADS_VARIABLE, page_threads
 if THREADS_VARIABLE not in os.environ:  # read once, when torch is imported
     os.environ[THREADS_VARIABLE] = str(page_threads())
 
-if importlib.util.find_spec("spaces"):
-    import spaces  # noqa: F401  # on ZeroGPU it must come before torch; elsewhere it does nothing
+import spaces  # noqa: F401  # on ZeroGPU it must come before torch; elsewhere it does nothing
 
-from livetalk import LiveTalkError, load
+from livetalk import Avatar, LiveTalkError, load
+from livetalk.hub import load_models
+from livetalk.ui.lending import is_lent
 from livetalk.ui.page import build, launch_options
 
 MALLOC_ARENA_MAX = -8
@@ -52,8 +52,14 @@ def _trim(trim: Callable[[int], int]) -> None:
         trim(0)
 
 
+def _avatar() -> Avatar:
+    """The model, warmed up; where GPUs are lent there is none yet to warm up, and workers inherit the weights."""
+    preset, device = os.environ.get("LIVETALK_PRESET", "mini"), os.environ.get("LIVETALK_DEVICE", "auto")
+    return Avatar(load_models(preset, device)) if is_lent() else load(preset, device)
+
+
 def main() -> int:
-    """Loads the model (which warms it up) and serves until stopped.
+    """Loads the model and serves until stopped.
 
     Returns:
         Exit status: 2 after a problem that a person can act on, told in one sentence.
@@ -61,8 +67,7 @@ def main() -> int:
     _keep_memory_small()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that temporary files are cleared away
     try:
-        avatar = load(os.environ.get("LIVETALK_PRESET", "mini"), device=os.environ.get("LIVETALK_DEVICE", "auto"))
-        build(avatar).launch(**launch_options())
+        build(_avatar()).launch(**launch_options())
     except LiveTalkError as error:
         print(error, file=sys.stderr)
         return 2

@@ -18,7 +18,8 @@ from typing import Any
 from tqdm import tqdm
 
 from livetalk._version import __version__
-from livetalk.eval.arguments import add_kinds
+from livetalk.engine import Engine, configured_engine
+from livetalk.eval.arguments import add_bench_options, add_kinds
 from livetalk.types import LiveTalkError
 
 
@@ -116,22 +117,7 @@ def _add_space(commands: Any) -> None:
 
 def _add_bench(commands: Any) -> None:
     bench = commands.add_parser("bench", help="speed of this machine; the last line is JSON")
-    bench.add_argument("--seconds", type=float, default=30.0, help="seconds of video to generate")
-    part = bench.add_mutually_exclusive_group()
-    part.add_argument("--network", action="store_true", help="the network alone against its own matrix products")
-    part.add_argument("--conversation", action="store_true", help="end of a question to the answer, interruptions")
-    bench.add_argument(
-        "--browser", action="store_true", help="the page in a headless browser, alone or with --conversation"
-    )
-    bench.add_argument(
-        "--random-weights",
-        action="store_true",
-        help="of the preset's sizes: as fast as the real ones, nothing to fetch",
-    )
-    bench.add_argument("--layers", type=int, default=None, help="fewer layers of the network, with --random-weights")
-    bench.add_argument("--size", type=int, default=None, help="other pictures, N x N, with --random-weights")
-    bench.add_argument("--turns", type=int, default=10, help="questions of --conversation")
-    bench.add_argument("--rounds", type=int, default=20, help="interleaved rounds of --network")
+    add_bench_options(bench)
     _add_model_options(bench)
     bench.set_defaults(run=_bench)
 
@@ -266,10 +252,11 @@ def _bench(arguments: argparse.Namespace) -> int:
 
         figures = network.run(rounds=arguments.rounds)
     elif arguments.conversation:
-        from livetalk.eval import conversation
+        from livetalk.eval import bench, conversation
 
+        random = bench.Random(arguments.layers, arguments.size) if arguments.random_weights else None
         figures = conversation.run(
-            preset=arguments.preset, device=arguments.device, turns=arguments.turns, in_browser=arguments.browser
+            arguments.preset, arguments.device, arguments.turns, arguments.browser, arguments.talker, random
         )
     elif arguments.browser:
         from livetalk.eval import browser
@@ -279,7 +266,10 @@ def _bench(arguments: argparse.Namespace) -> int:
         from livetalk.eval import bench
 
         random = bench.Random(arguments.layers, arguments.size) if arguments.random_weights else None
-        figures = bench.run(arguments.preset, arguments.device, arguments.seconds, random)
+        given = {choice.name: getattr(arguments, choice.name) for choice in dataclasses.fields(Engine)}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        engine = dataclasses.replace(configured_engine(), **chosen)
+        figures = bench.run(arguments.preset, arguments.device, arguments.seconds, random, engine)
     _print_figures(figures)
     return 0
 

@@ -161,11 +161,13 @@ class WeightsConfig:
         licence: as the page shows it.
         repositories: of a published model three, in this order: transformer (one file); text encoder, VAE and
             tokenizer; wav2vec2.
+        tiny_decoder: one file, a small decoder for the latents of the VAE; fetched only when an engine asks for it.
     """
 
     folder: str
     licence: str
     repositories: tuple[RepositoryConfig, ...] = ()
+    tiny_decoder: RepositoryConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -272,10 +274,16 @@ LIVETALK_1_3B = Preset(
             ),
             RepositoryConfig("facebook/wav2vec2-base-960h", ("config.json", "model.safetensors"), 0.38, "Apache-2.0"),
         ),
+        # TAEHV by Ollin Boer Bohan (github.com/madebyollin/taehv), as safetensors
+        tiny_decoder=RepositoryConfig("Kijai/WanVideo_comfy", ("taew2_1.safetensors",), 0.02, "MIT"),
     ),
 )
 
-PRESETS: dict[str, Preset] = {preset.name: preset for preset in (MINI, LIVETALK_1_3B)}
+LIVETALK_1_3B_720P = dataclasses.replace(
+    LIVETALK_1_3B, name="livetalk-1.3b-720p", title="LiveTalk-1.3B at 1280 x 720", height=720, width=1280
+)
+
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in (MINI, LIVETALK_1_3B, LIVETALK_1_3B_720P)}
 
 
 def preset(name: str) -> Preset:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import huggingface_hub
 import torch
@@ -23,14 +23,26 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from livetalk.config import PRESETS, Preset, from_dict, preset, to_dict
-from livetalk.download.weights import Plan, find_ready, plan_download, published_files, ready_folder
+from livetalk.download.weights import (
+    Plan,
+    find_ready,
+    plan_download,
+    published_files,
+    ready_folder,
+    tiny_decoder_file,
+)
+from livetalk.engine import Engine, configured_engine, find_device, find_dtype, stays_on_gpu
 from livetalk.model.audio import AudioEncoder, build_audio_encoder
+from livetalk.model.backends import prefer_fastest
+from livetalk.model.compiled import compile_layers
 from livetalk.model.converted import is_converted, read_converted
-from livetalk.model.originals import load_original
+from livetalk.model.originals import load_original, load_tiny_decoder
+from livetalk.model.quantised import quantise
 from livetalk.model.storage import Storage, load_part, pack_modules, unpack, write_whole
 from livetalk.model.text import TextEncoder, WordsTextEncoder
+from livetalk.model.tiny_decoder import TinyDecodedVAE, TinyDecoder
 from livetalk.model.transformer import CausalDiT
-from livetalk.model.vae import VideoVAE, build_vae
+from livetalk.model.vae import VideoVAE, WanVideoVAE, build_vae
 from livetalk.types import Identity, LiveTalkError
 
 logger = logging.getLogger(__name__)
@@ -41,6 +53,7 @@ WEIGHTS_NAME = "model.safetensors"
 CHECKPOINTS_VARIABLE = "LIVETALK_CHECKPOINTS"
 CACHE_VARIABLE = "LIVETALK_CACHE"
 PARTS = ("transformer", "vae", "audio")
+PLAIN = Engine(compile="off")
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,7 @@ class Models:
 
     Attributes:
         preset: sizes and choices.
+        engine: how the networks are run.
         transformer: the network, weights in ``dtype``.
         vae: pictures <-> latents; the heavy part in ``dtype``.
         audio: sound -> feature rows, float32.
@@ -58,6 +72,7 @@ class Models:
     """
 
     preset: Preset
+    engine: Engine
     transformer: CausalDiT
     vae: VideoVAE
     audio: AudioEncoder
@@ -72,33 +87,49 @@ class Models:
         return Identity(portrait_latent=latent.float().cpu(), text=self.text.encode(prompt))
 
 
-def random_models(config: Preset, seed: int = 0, device: str = "cpu", dtype: str | torch.dtype = "float32") -> Models:
+def random_models(
+    config: Preset,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str | torch.dtype = "float32",
+    engine: Engine = PLAIN,
+) -> Models:
     """The same code path as ``load_models`` with random weights, for tests and benchmarks.
 
-    The prompt is always read by the weightless encoder, because a random umT5 has no tokenizer.
+    The prompt is always read by the weightless encoder, because a random umT5 has no tokenizer. On the device "meta"
+    networks have shapes and number formats without content, so that what the real ones need can be counted.
     """
+    place = find_device(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        parts = _build(config)
+        with torch.device("meta" if place.type == "meta" else "cpu"):
+            parts = _build(config, engine)
         # layers that start at zero would make every picture the portrait
-        for weight in parts["transformer"].parameters():
+        for weight in parts["transformer"].parameters() if place.type != "meta" else ():
             if weight.ndim >= 2 and not weight.any():
                 nn.init.normal_(weight, std=0.02)
-    return _assemble(config, parts, _words(config), _device(device), dtype)
+    return _assemble(config, parts, _words(config), place, dtype, engine)
 
 
-def load_models(name_or_folder: str | Path = "mini", device: str = "auto", dtype: str | torch.dtype = "auto") -> Models:
+def load_models(
+    name_or_folder: str | Path = "mini",
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    engine: Engine | None = None,
+) -> Models:
     """A model by the name of its preset, or from a folder in our format.
 
     Args:
         name_or_folder: "mini", "livetalk-1.3b", or a folder that ``save_models`` or ``plan_weights`` made.
         device: "auto" (CUDA if there is any), or a torch device.
         dtype: "auto" (bfloat16 where the device is fast at it, else float32), or a torch number format.
+        engine: how the networks are run; None = as the environment says.
 
     Raises:
         LiveTalkError: no such model, or files are missing, damaged, or of another model; the message names the file.
     """
-    name, place = str(name_or_folder), _device(device)
+    name, place = str(name_or_folder), find_device(device)
+    engine = configured_engine() if engine is None else engine
     if name in PRESETS:
         config = preset(name)
         folder = find_checkpoint(config)
@@ -113,17 +144,20 @@ def load_models(name_or_folder: str | Path = "mini", device: str = "auto", dtype
             )
     if folder is not None and not is_converted(folder):
         config, state = read_checkpoint(folder)
-        parts = _build(config)
+        parts = _build(config, PLAIN)
         for part in PARTS:
             load_part(parts[part], part, state, str(folder / WEIGHTS_NAME))
-        return _assemble(config, parts, _words(config), place, dtype)
+        return _assemble(config, parts, _words(config), place, dtype, engine)
     if folder is None:
         files = published_files(config, checkpoint_roots())
     else:
         converted = read_converted(folder)
-        config, files = preset(converted.preset), converted.files
+        config, files = config if name in PRESETS else preset(converted.preset), converted.files
     config, parts, text = load_original(files, config, place, _prompt_cache())
-    return _assemble(config, parts, text, place, dtype)
+    if engine.decoder == "tiny":
+        tiny = load_tiny_decoder(tiny_decoder_file(config, checkpoint_roots()))
+        parts["vae"] = TinyDecodedVAE(cast("WanVideoVAE", parts["vae"]), tiny)
+    return _assemble(config, parts, text, place, dtype, engine)
 
 
 def save_models(
@@ -219,54 +253,6 @@ def machine_token() -> str | None:
     return huggingface_hub.get_token()
 
 
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device computes it natively, else float32."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    return torch.bfloat16 if _cpu_flags() & {"avx512_bf16", "amx_bf16"} else torch.float32
-
-
-def _cpu_flags() -> frozenset[str]:
-    """What the processor says it can do (Linux; elsewhere nothing is known and nothing is assumed)."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return frozenset()
-    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return frozenset(line.partition(":")[2].split())
-
-
-def _device(name: str) -> torch.device:
-    """A device by name.
-
-    Raises:
-        LiveTalkError: no such device on this machine.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise LiveTalkError(f"There is no device {name!r}. Use 'auto', 'cpu' or 'cuda'.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise LiveTalkError(f"The device {name!r} was asked for, but torch sees no CUDA GPU. Use 'cpu' or 'auto'.")
-    return device
-
-
-def _dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """A number format by name.
-
-    Raises:
-        LiveTalkError: no such floating-point format.
-    """
-    if name == "auto":
-        return fast_dtype(device)
-    found = getattr(torch, name, None) if isinstance(name, str) else name
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise LiveTalkError(f"There is no number format {name!r}. Use 'auto', 'float32', 'bfloat16' or 'float16'.")
-    return found
-
-
 def _missing(config: Preset) -> LiveTalkError:
     """The sentence for an embedded checkpoint that is not there."""
     places = ", ".join(str(root / config.weights.folder) for root in checkpoint_roots()[:2])
@@ -337,24 +323,46 @@ def _read_config(path: Path) -> dict[str, Any]:
     return described
 
 
-def _build(config: Preset) -> dict[str, nn.Module]:
+def _build(config: Preset, engine: Engine) -> dict[str, nn.Module]:
     """The modules of a preset with random weights."""
+    vae = build_vae(config.vae)
+    if engine.decoder == "tiny" and isinstance(vae, WanVideoVAE):
+        vae = TinyDecodedVAE(vae, TinyDecoder(config.vae.latent_channels))
     return {
         "transformer": CausalDiT(config.model),
-        "vae": build_vae(config.vae),
+        "vae": vae,
         "audio": build_audio_encoder(config.audio, config.model.heard_width),
     }
 
 
 def _assemble(
-    config: Preset, parts: Mapping[str, Any], text: TextEncoder, device: torch.device, dtype: str | torch.dtype
+    config: Preset,
+    parts: Mapping[str, Any],
+    text: TextEncoder,
+    device: torch.device,
+    dtype: str | torch.dtype,
+    engine: Engine,
 ) -> Models:
-    """Frozen modules on their device in their number formats."""
-    number_format = _dtype(dtype, device)
+    """Frozen modules on their device in their number formats, run as the engine says."""
+    engine.check(device)
+    number_format = find_dtype(dtype, device)
+    transformer = parts["transformer"]
+    if engine.linears != "plain":  # before it moves, so that the device never holds both
+        transformer = transformer.prepare_for_inference(number_format)
+        quantise(transformer.blocks, engine.linears)
+        transformer = transformer.to(device)
+    else:  # converted tensor by tensor on the way
+        transformer = transformer.to(device, number_format).prepare_for_inference(number_format)
+    if engine.compiles(device):
+        compile_layers(transformer)
+    if stays_on_gpu(device):
+        tokens, rollout = config.latent_shape(1).tokens_per_frame(config.model.patch), config.rollout
+        queries, keys = tokens * rollout.chunk_frames, tokens * rollout.window_frames
+        prefer_fastest(config.model.heads, queries, keys, config.model.head_width, number_format, device)
     return Models(
         preset=config,
-        # converted tensor by tensor on the way, so that the device never holds both formats
-        transformer=parts["transformer"].to(device, number_format).prepare_for_inference(number_format),
+        engine=engine,
+        transformer=transformer,
         vae=parts["vae"].to(device).prepare_for_inference(number_format),
         audio=parts["audio"].to(device=device, dtype=torch.float32).eval().requires_grad_(False),
         text=text,

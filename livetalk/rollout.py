@@ -46,7 +46,12 @@ def chunk_noise(seed: int, chunk: int, shape: LatentShape, steps: int, batch: in
 
 
 def new_cache(
-    model: CausalDiT, settings: RolloutConfig, shape: LatentShape, batch: int = 1, start_frame: int = 0
+    model: CausalDiT,
+    settings: RolloutConfig,
+    shape: LatentShape,
+    batch: int = 1,
+    start_frame: int = 0,
+    undo_on_host: bool = False,
 ) -> KVCache:
     """An empty cache that fits the network; see ``KVCache``."""
     return KVCache(
@@ -57,6 +62,7 @@ def new_cache(
         dtype=model.dtype,
         device=model.device,
         start_frame=start_frame,
+        undo_on_host=undo_on_host,
     )
 
 

@@ -22,9 +22,9 @@ LEVELS = [
     {"livetalk.rollout", "livetalk.hub", "livetalk.publish", "livetalk.media", "livetalk.voice", "livetalk.rulers"},
     {"livetalk.download"},
     {"livetalk.flow", "livetalk.model"},
-    {"livetalk.types", "livetalk.config", "livetalk.resources", "livetalk._version"},
+    {"livetalk.types", "livetalk.config", "livetalk.engine", "livetalk.resources", "livetalk._version"},
 ]
-WITHIN_LEVEL = {("livetalk.config", "livetalk.types")}
+WITHIN_LEVEL = {("livetalk.config", "livetalk.types"), ("livetalk.engine", "livetalk.types")}
 SOLE_IMPORTERS = {
     "gradio": {"app", "livetalk.ui"},
     "spaces": {"app", "livetalk.ui"},

@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from livetalk.__main__ import main
 from livetalk.eval import bench, roofline
 from livetalk.hub import random_models
 from livetalk.types import LiveTalkError
@@ -49,6 +50,16 @@ def test_operations_are_those_of_the_products(dtype: str) -> None:
     expected = len(rollout.timesteps) * (config.layers * layer + outside + embedding)
     stage = roofline.stages(models, tiny_identity())["denoise"]
     assert roofline.operations(stage) == pytest.approx(expected, rel=0.02)
+
+
+def test_the_command_says_how_the_networks_were_run(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr(roofline, "measure", lambda *_: {})
+    monkeypatch.setenv("LIVETALK_UNDO", "host")
+    sizes = ["--random-weights", "--layers", "2", "--size", "64", "--seconds", "1", "--device", "cpu"]
+    assert main(["bench", *sizes, "--linears", "int8", "--compile", "off"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["engine"] == {"decoder": "full", "linears": "int8", "compile": "off", "undo": "host"}
+    assert figures["counted_gpu_mb"] > 0 and figures["peak_gpu_mb"] is None
 
 
 def test_a_large_preset_is_benchmarked_with_fewer_layers() -> None:

@@ -174,6 +174,16 @@ def test_two_clients_converse_and_the_third_sees_its_place(served, face) -> None
     eventually(lambda: len(sessions) == 0, "everybody has gone")
 
 
+def test_stop_answers_when_the_session_is_over_and_leaves_nothing_open(served, face) -> None:
+    sessions, url, _ = served
+    call = LiveCall(Client(url, verbose=False), face, mode="mirror")
+    eventually(lambda: call.pieces, "it is on")
+    call.client.predict(call.sid, api_name="/stop")
+    assert len(sessions) == 0
+    call.thread.join(PATIENCE_S)
+    eventually(lambda: not call.client.stream_open, "an open stream of events would keep the client's process alive")
+
+
 def test_a_client_that_dies_frees_its_place(served, face) -> None:
     sessions, url, _ = served
     script = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from livetalk.model.parking import HostMemory
 from livetalk.stream.decoding import Decoding
 from livetalk.stream.grid import Grid
 from livetalk.stream.pace import MOST_HASTE, REMEMBERED_HASTE, Allowance, Playback
@@ -19,7 +21,7 @@ GRID = Grid(3)
 def decoder(calls: list[float]) -> Any:
     """One picture for the first frame of a stream, four for others, all of the frame's value plus the state's."""
 
-    def decode(latents: torch.Tensor, state: float | None) -> tuple[np.ndarray, float]:
+    def decode(latents: torch.Tensor, state: float | None, spend: bool) -> tuple[np.ndarray, float]:
         value = float(latents)
         calls.append(value)
         count = 1 if state is None else 4
@@ -52,7 +54,46 @@ def test_a_thread_decodes_the_same_ahead() -> None:
         second = Decoding(latents(4, 5, 6), first, decoder([]), thread)
         assert second.pictures(0, 12)[:, 0, 0, 0].tolist() == [7] * 4 + [9] * 4 + [11] * 4
         assert all(second.is_ready(frame) for frame in range(3))
-        assert first.state() == 3
+        assert first.hand_over() == (3, False)
+
+
+class Adding:
+    """A decoder whose state is a list that it turns into the next one where it may."""
+
+    def __call__(self, latents: torch.Tensor, state: list[torch.Tensor] | None, spend: bool) -> Any:
+        memory = [torch.zeros(())] if state is None else state if spend else list(state)
+        memory[0] = memory[0] + latents.sum()
+        return np.full((4, 2, 2, 3), int(memory[0]), np.uint8), memory
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_a_state_that_was_worked_on_is_fetched_from_where_it_was_parked(threaded: bool) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        thread = pool if threaded else None
+        parking = HostMemory(torch.device("cpu"))
+        first = Decoding(latents(1, 2, 3), None, Adding(), thread, parking)
+        for _ in range(3):  # made, unmade, made again
+            second = Decoding(latents(4, 5, 6), first, Adding(), thread, parking)
+            assert second.pictures(0, 12)[:, 0, 0, 0].tolist() == [10] * 4 + [15] * 4 + [21] * 4
+        second.put_away()
+        assert Decoding(latents(7), second, Adding(), thread, parking).pictures(0, 4)[0, 0, 0, 0] == 28
+
+
+def test_earlier_states_are_let_go() -> None:
+    """Of a chunk the state after it, and of that the one the next chunk works on and the parked copy: no more."""
+    alive = weakref.WeakSet[torch.Tensor]()
+
+    def decode(latents: torch.Tensor, state: Any, spend: bool) -> Any:
+        pictures, state = Adding()(latents, state, spend)
+        alive.add(state[0])
+        return pictures, state
+
+    chunks: list[Decoding] = []
+    for _ in range(4):
+        before = chunks[-1] if chunks else None
+        chunks.append(Decoding(latents(1, 2, 3), before, decode, None, HostMemory(torch.device("cpu"))))
+        chunks[-1].pictures(0, 12)
+        assert len(alive) == 1
 
 
 def test_every_picture_has_its_chunk_and_frame() -> None:

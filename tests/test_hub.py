@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from livetalk import hub
 from livetalk.config import MINI, PRESETS, Preset
+from livetalk.engine import fast_dtype
 from livetalk.hub import load_models, random_models, save_models
 from livetalk.model.storage import pack, unpack
 from livetalk.types import LiveTalkError
@@ -202,8 +203,8 @@ def test_mini_needs_no_heavy_libraries() -> None:
 
 
 def test_the_fast_number_format_of_this_machine() -> None:
-    assert hub.fast_dtype(torch.device("cpu")) in (torch.bfloat16, torch.float32)
-    assert random_models(TINY, dtype="auto").dtype == hub.fast_dtype(torch.device("cpu"))
+    assert fast_dtype(torch.device("cpu")) in (torch.bfloat16, torch.float32)
+    assert random_models(TINY, dtype="auto").dtype == fast_dtype(torch.device("cpu"))
 
 
 @pytest.fixture

@@ -157,6 +157,18 @@ def test_vae_decode_whole_and_in_chunks(wan: WanVideoVAE) -> None:
     assert torch.equal(again, later[:, :, : again.shape[2]])
 
 
+def test_a_spent_state_becomes_the_next_one(wan: WanVideoVAE) -> None:
+    _, tensors = load("vae")
+    latents = tensors["in.latents"].transpose(1, 2)[:, :, :3]
+    whole, state, pieces = wan.decode(latents), None, []
+    for frame in range(latents.shape[2]):
+        pictures, after = wan.decode_chunk(latents[:, :, frame : frame + 1], state, spend=True)
+        assert state is None or after is state
+        pieces.append(pictures)
+        state = after
+    assert torch.equal(torch.cat(pieces, dim=2), whole)
+
+
 def test_vae_streams_do_not_meet_and_batches_do_not_mix(wan: WanVideoVAE) -> None:
     _, tensors = load("vae")
     one = tensors["in.latents"].transpose(1, 2)[:, :, :3]

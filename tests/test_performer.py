@@ -315,7 +315,8 @@ def live_tensor_bytes() -> int:
     storages = {
         item.untyped_storage().data_ptr(): item.untyped_storage().nbytes()
         for item in gc.get_objects()
-        if isinstance(item, torch.Tensor) and not item.is_mkldnn  # packed weights have no storage to look at
+        # packed weights and what a compiler was shown have no storage to look at
+        if type(item) in (torch.Tensor, torch.nn.Parameter) and not item.is_mkldnn
     }
     return sum(storages.values())
 

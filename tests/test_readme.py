@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from livetalk.config import PRESETS
+from livetalk.engine import Engine
 from livetalk.stream.talkers import gemma, qwen_omni
 from livetalk.stream.talkers.hosted_services import HostedConfig
 from livetalk.stream.talkers.realtime_events import RealtimeConfig
@@ -99,6 +100,7 @@ def test_front_matter_makes_a_space() -> None:
 def test_front_matter_names_every_model() -> None:
     hosted = HostedConfig()
     used = {repository.name for preset in PRESETS.values() for repository in preset.weights.repositories}
+    used |= {tiny.name for preset in PRESETS.values() if (tiny := preset.weights.tiny_decoder) is not None}
     used |= {gemma.SMALL, gemma.LARGE, qwen_omni.REPOSITORY, hosted.ears_model, hosted.chat_model, hosted.voice_model}
     assert used <= set(front_matter(README)["models"])
 
@@ -117,7 +119,7 @@ def test_variables_of_a_space_are_all_explained() -> None:
     explained = set(re.findall(r"`((?:LIVETALK|HF|OMP)_[A-Z_]+)`", table))
     sources = [ROOT / "app.py", *(ROOT / "livetalk").rglob("*.py")]
     read = set(re.findall(r'"(LIVETALK_[A-Z_]*[A-Z])"', "".join(path.read_text("utf-8") for path in sources)))
-    settings = {"LIVETALK_HOSTED_": HostedConfig, "LIVETALK_REALTIME_": RealtimeConfig}
+    settings = {"LIVETALK_HOSTED_": HostedConfig, "LIVETALK_REALTIME_": RealtimeConfig, "LIVETALK_": Engine}
     known = {prefix + field.name.upper() for prefix, kind in settings.items() for field in dataclasses.fields(kind)}
     assert read <= explained
     assert explained <= read | known | {"HF_TOKEN", "HF_HOME", "OMP_NUM_THREADS"}

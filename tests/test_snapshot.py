@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import io
 import pickle
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -151,12 +152,20 @@ def test_size_does_not_depend_on_length_and_all_tensors_are_on_the_cpu() -> None
     assert max(sizes) < 100_000
 
 
+def test_no_open_files_travel_with_it() -> None:
+    visit = Session(tiny_models(), tiny_identity(), clock=HandClock())
+    take(visit.pictures(), 30)
+    through_a_queue = bytes(ForkingPickler.dumps(visit.snapshot()))
+    assert b"rebuild_storage" not in through_a_queue
+    assert b"_rebuild_tensor" in through_a_queue
+
+
 def test_another_face_that_was_asked_for_is_drawn_by_the_next_process() -> None:
     visit, _ = conversation()
     stream = visit.pictures()
     take(stream, 30)
     visit.change(tiny_identity(1))
-    resumed = Avatar(tiny_models()).resume(travelled(visit.snapshot()), [Scripted()], HandClock())
+    resumed = Avatar(tiny_models()).resume(travelled(visit.snapshot()), [Scripted()], clock=HandClock())
     assert torch.equal(resumed.identity.portrait_latent, tiny_identity(1).portrait_latent)
     changed = film(take(resumed.pictures(), 40))[-1]
     stills = [tiny_models().vae.decode(tiny_identity(face).portrait_latent)[0, :, 0] for face in (0, 1)]
@@ -214,7 +223,7 @@ def test_a_reply_that_is_being_said_ends_with_what_was_handed_on() -> None:
     assert not visit.conversation.transcript.lines[-1].is_final, "a snapshot changes nothing"
     spoken = line.text.split()
     assert 4 < len(spoken) < 30
-    resumed = Avatar(tiny_models()).resume(travelled(snapshot), [Scripted()], HandClock())
+    resumed = Avatar(tiny_models()).resume(travelled(snapshot), [Scripted()], clock=HandClock())
     rest = sound_of(shown(take(resumed.pictures(), 140)))
     said_s = snapshot.stream.sound.playback_stop / PLAYBACK_RATE - snapshot.stream.next_picture / PICTURES_PER_SECOND
     assert np.flatnonzero(rest)[-1] / PLAYBACK_RATE == pytest.approx(said_s, abs=0.01)

@@ -138,9 +138,10 @@ def check_clock(minutes: list[dict[str, Any]]) -> None:
 
 def check_answers(lines: list[list[str]]) -> None:
     """Every ten seconds a question and an answer, nearly all of them about each other."""
-    asked = [at for at, (role, _) in enumerate(lines) if role.endswith("visitor")]
+    roles = [role.split()[0].removeprefix("lt-said-by-") for role, _ in lines]  # behind it stands what became of a line
+    asked = [at for at, role in enumerate(roles) if role == "visitor"]
     assert len(asked) >= ANSWERED_SHARE * MINUTES * 60 / TURN_S - 2, len(asked)
-    answered = [at for at in asked if at + 1 < len(lines) and lines[at + 1][0].endswith("avatar")]
+    answered = [at for at in asked if roles[at + 1 : at + 2] == ["avatar"]]
     assert len(answered) >= ANSWERED_SHARE * len(asked) - 1, lines
     wrong = [(lines[at][1], lines[at + 1][1]) for at in answered if not is_about(lines[at][1], lines[at + 1][1])]
     assert len(wrong) <= (1 - RIGHT_SHARE) * len(answered), wrong

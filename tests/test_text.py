@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from livetalk.model.text import UMT5TextEncoder, WordsTextEncoder, clean_prompt, load_tokenizer
+from livetalk.eval.budget import Living
+from livetalk.model.text import UMT5TextEncoder, WordsTextEncoder, clean_prompt, embed, load_tokenizer, on_a_visit
 
 WIDTH, TOKENS = 24, 12
 
@@ -84,7 +85,6 @@ def test_rows_behind_the_prompt_are_zero_and_the_encoder_is_asked_once(tmp_path:
     assert loads.count == 0, "a known prompt must not load 11 GB"
     rows = encoder.encode("happy")
     assert rows.shape == (1, TOKENS, WIDTH) and rows[0, :5].any(dim=1).all() and not rows[0, 5:].any()
-    encoder.release()
     assert torch.equal(encoder.encode(" happy "), rows) and loads.count == 1
     assert not torch.equal(encoder.encode("sad"), rows) and loads.count == 2
 
@@ -128,3 +128,22 @@ def test_tokenizer_pads_to_the_right_and_ends_with_its_end_token(tmp_path: Path)
     assert ids.tolist() == [[3, 3, 4, 1, 0, 0]] and mask.tolist() == [[1, 1, 1, 1, 0, 0]]
     ids, mask = load_tokenizer(tmp_path)("happy " * 50, 6)
     assert ids.shape == (1, 6) and ids[0, -1] == 1 and mask.all()
+
+
+def test_on_a_device_one_layer_is_there_at_a_time() -> None:
+    """The same rows as where it lies, bit for bit; and the device, here one that only counts, holds a layer."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "d_model": 64, "d_kv": 16, "d_ff": 256, "num_layers": 6, "num_heads": 4}
+    network = UMT5EncoderModel(UMT5Config(**sizes)).eval().requires_grad_(False)
+    ids, mask = letters("happy", TOKENS)
+    wanted = embed(network, ids, mask)
+    layer = sum(weight.nbytes for weight in network.encoder.block[0].parameters())
+    assert torch.equal(embed(on_a_visit(network, torch.device("cpu")), ids, mask), wanted)
+    for visiting in (*network.encoder.block, network.encoder.final_layer_norm):
+        visiting._device = torch.device("meta")
+    with Living() as living:
+        assert embed(network, ids, mask).device.type == "meta"
+    assert layer < living.most < 1.7 * layer and living.now == 0
+    assert all(weight.device.type == "cpu" for weight in network.parameters())

@@ -37,7 +37,8 @@ from livetalk.distill.recipes import Recipe, recipe
 from livetalk.distill.sheets import rollout_sheet
 from livetalk.distill.speech import HELD_OUT_SEED
 from livetalk.distill.vae import train_vae
-from livetalk.hub import fast_dtype, read_checkpoint, save_models
+from livetalk.engine import fast_dtype
+from livetalk.hub import read_checkpoint, save_models
 from livetalk.model.mel import MelAudioEncoder
 from livetalk.model.originals import load_vae, read_tensors
 from livetalk.model.small_vae import SmallVideoVAE

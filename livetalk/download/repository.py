@@ -124,7 +124,7 @@ def hub_snapshot(repository: RepositoryConfig, revision: str) -> Snapshot:
         if info.gated and snapshot.missing:  # anybody may list a gated repository, so ask for a file
             get_hf_file_metadata(hf_hub_url(name, snapshot.missing[0].name, revision=commit), token=None)
     except HUB_ERRORS as error:
-        found = _cached_snapshot(repository, revision) if unreachable(error) else None
+        found = cached_snapshot(repository, revision) if unreachable(error) else None
         if found is None:
             raise refusal(error, name, revision) from error
         return found
@@ -229,7 +229,7 @@ def _intact(path: Path, file: WantedFile) -> bool:
     return found.hexdigest() == file.digest
 
 
-def _cached_snapshot(repository: RepositoryConfig, revision: str) -> Snapshot | None:
+def cached_snapshot(repository: RepositoryConfig, revision: str) -> Snapshot | None:
     """What the cache holds at ``revision``; None unless it is all there, as far as can be told without the Hub."""
     try:
         folder = Path(

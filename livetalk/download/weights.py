@@ -27,6 +27,7 @@ from livetalk.download.repository import (
     COMMIT,
     Snapshot,
     cache_folder,
+    cached_snapshot,
     fetch,
     hub_snapshot,
     local_snapshot,
@@ -203,6 +204,25 @@ def published_files(config: Preset, roots: Sequence[Path]) -> OriginalFiles:
     except OSError as error:
         logger.warning("%s The published files are read as they are.", not_written(error, str(folder)))
         return _fetched(plan, check=False)
+
+
+def tiny_decoder_file(config: Preset, roots: Sequence[Path]) -> Path:
+    """The small decoder of a preset, fetched if it is not on this disk.
+
+    Raises:
+        LiveTalkError: the preset has none, or it cannot be fetched.
+    """
+    repository = config.weights.tiny_decoder
+    if repository is None:
+        raise LiveTalkError(f"There is no tiny decoder for {config.title}. Use LIVETALK_DECODER=full.")
+    local = _local(config, repository, roots)
+    if local is not None:
+        return local / repository.files[0]
+    revision = _revision(repository, None)
+    snapshot = cached_snapshot(repository, revision) or hub_snapshot(repository, revision)
+    if snapshot.missing:
+        fetch(snapshot)
+    return snapshot.folder / snapshot.files[0].name
 
 
 def _fetched(plan: Plan, check: bool = True) -> OriginalFiles:

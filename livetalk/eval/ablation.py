@@ -31,6 +31,7 @@ from livetalk.distill.ranks import one_thread, run_ranks, training_device
 from livetalk.distill.reader import load_reader
 from livetalk.distill.recipes import Recipe, recipe
 from livetalk.distill.speech import HELD_OUT_SEED, HELD_OUT_VOICES
+from livetalk.engine import fast_dtype
 from livetalk.eval.ablation_beyond import write_beyond
 from livetalk.eval.ablation_conditions import FAULTLESS, write_conditions
 from livetalk.eval.ablation_measure import Statistics, is_judged, judge_clips, over_seeds, read_judged, statistics_of
@@ -40,7 +41,7 @@ from livetalk.eval.cases import SET_FILE, CaseSet, read_set, write_set
 from livetalk.eval.figures import plain
 from livetalk.eval.truth import SetPlan, draw_set
 from livetalk.eval.watch import find_probe
-from livetalk.hub import CONFIG_NAME, WEIGHTS_NAME, fast_dtype, load_models, save_models
+from livetalk.hub import CONFIG_NAME, WEIGHTS_NAME, load_models, save_models
 from livetalk.model.mel import MelAudioEncoder
 from livetalk.model.small_vae import SmallVideoVAE
 from livetalk.model.transformer import CausalDiT

@@ -1,11 +1,15 @@
-"""What can be said behind ``python -m livetalk evaluate``; imports nothing heavy, so that ``--help`` is quick."""
+"""Options of ``python -m livetalk evaluate`` and ``bench``; imports nothing heavy, so that ``--help`` is quick."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from livetalk.engine import Engine
 
 
 def add_kinds(kinds: Any, add_model_options: Callable[[argparse.ArgumentParser], None]) -> None:
@@ -58,3 +62,29 @@ def add_kinds(kinds: Any, add_model_options: Callable[[argparse.ArgumentParser],
         kind.add_argument("--seed", type=int, default=None, help="first seed of newly drawn faces (never looked at)")
     for kind in (clips, long, teacher, vae, make):
         add_model_options(kind)
+
+
+def add_bench_options(bench: argparse.ArgumentParser) -> None:
+    """What ``bench`` measures, and of which model."""
+    bench.add_argument("--seconds", type=float, default=30.0, help="seconds of video to generate")
+    part = bench.add_mutually_exclusive_group()
+    part.add_argument("--network", action="store_true", help="the network alone against its own matrix products")
+    part.add_argument("--conversation", action="store_true", help="end of a question to the answer, interruptions")
+    bench.add_argument(
+        "--browser", action="store_true", help="the page in a headless browser, alone or with --conversation"
+    )
+    bench.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="of the preset's sizes: as fast as the real ones, nothing to fetch",
+    )
+    bench.add_argument("--layers", type=int, default=None, help="fewer layers of the network, with --random-weights")
+    bench.add_argument("--size", type=int, default=None, help="other pictures, N x N, with --random-weights")
+    for choice in dataclasses.fields(Engine):
+        known = typing.get_args(typing.get_type_hints(Engine)[choice.name])
+        bench.add_argument(
+            f"--{choice.name}", choices=known, default=None, help=f"instead of LIVETALK_{choice.name.upper()}"
+        )
+    bench.add_argument("--talker", default="offline", help="who answers in --conversation")
+    bench.add_argument("--turns", type=int, default=10, help="questions of --conversation")
+    bench.add_argument("--rounds", type=int, default=20, help="interleaved rounds of --network")

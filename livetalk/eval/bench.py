@@ -12,15 +12,17 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from livetalk.config import preset as config_of
+from livetalk.engine import Engine, configured_engine
 from livetalk.eval import roofline
-from livetalk.hub import Models, load_models, random_models
+from livetalk.eval.budget import budget
+from livetalk.hub import PLAIN, Models, load_models, random_models
 from livetalk.media.packets import Packer
 from livetalk.stream.performer import Performer
 from livetalk.types import (
@@ -60,7 +62,11 @@ class Random:
 
 
 def run(
-    preset: str = "mini", device: str = "auto", seconds: float = 30.0, random: Random | None = None
+    preset: str = "mini",
+    device: str = "auto",
+    seconds: float = 30.0,
+    random: Random | None = None,
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Measure a preset on this machine.
 
@@ -69,27 +75,36 @@ def run(
         device: "auto", "cpu" or "cuda".
         seconds: length of the video to generate.
         random: random weights of the preset's sizes.
+        engine: how the networks are run; None = as the environment says.
 
     Returns:
-        Plain data: see :func:`measure`; ``roofline``, see :func:`livetalk.eval.roofline.measure`; and of weights that
+        Plain data: ``engine``; see :func:`measure`; ``counted_gpu_mb``, the peak that the budget counts for a GPU;
+        ``roofline``, see :func:`livetalk.eval.roofline.measure`; and of weights that
         are not random ``ready_s``, the time from the start of a process until it is warm.
 
     Raises:
         LiveTalkError: no such model or device, or sizes that cannot be.
     """
-    models = load_models(preset, device) if random is None else random_models_of(preset, device, random)
+    engine = configured_engine() if engine is None else engine
+    models = (
+        load_models(preset, device, engine=engine)
+        if random is None
+        else random_models_of(preset, device, random, engine)
+    )
     figures = measure(models, seconds)
     told = {
         "preset": preset,
         "weights": "random" if random else "trained",
         "layers": models.preset.model.layers,
+        "engine": asdict(engine),
         **figures,
+        "counted_gpu_mb": round(budget(models.preset, models.dtype, engine).peak / 2**20, 1),
         "roofline": roofline.measure(models, _identity(models)),
     }
     return told | ({"ready_s": round(ready_s(preset, device), 2)} if random is None else {})
 
 
-def random_models_of(name: str, device: str, wanted: Random) -> Models:
+def random_models_of(name: str, device: str, wanted: Random, engine: Engine = PLAIN) -> Models:
     """Random weights of a preset's sizes, with fewer layers or smaller pictures if so wanted.
 
     Raises:
@@ -106,7 +121,9 @@ def random_models_of(name: str, device: str, wanted: Random) -> Models:
     hearing = config.model.audio_layer_range
     audible = None if not len(hearing) else (min(hearing.start, layers - 1), min(hearing[-1], layers - 1))
     model = replace(config.model, layers=layers, audio_layers=audible)
-    return random_models(replace(config, model=model, height=side, width=side), device=device, dtype="auto")
+    width = config.width if wanted.size is None else side
+    config = replace(config, model=model, height=side, width=width)
+    return random_models(config, device=device, dtype="auto", engine=engine)
 
 
 def measure(models: Models, seconds: float, rounds: int = FIRST_PICTURE_ROUNDS) -> dict[str, Any]:
@@ -123,6 +140,8 @@ def measure(models: Models, seconds: float, rounds: int = FIRST_PICTURE_ROUNDS) 
         p50 and p95), ``peak_rss_mb``, ``peak_gpu_mb`` (None without a GPU), and what the machine was like.
     """
     identity = _identity(models)
+    if models.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(models.device)  # loading is not talking
     first_ms = [1000 * _first_picture_s(models, identity, seed) for seed in range(rounds + 2)][2:]  # two to get warm
     fps, stages = _stream(models, identity, seconds)
     return {

@@ -17,23 +17,22 @@ import torch
 
 from livetalk import resources
 from livetalk.config import Preset
-from livetalk.hub import Models, fast_dtype, find_weights, load_models, random_models
-from livetalk.model.cache import KVCache
+from livetalk.engine import ENGINES, MEMORY_VARIABLE, Engine, configured_engine, fast_dtype
+from livetalk.eval.budget import budget
+from livetalk.hub import Models, find_weights, load_models, random_models
 from livetalk.model.transformer import CausalDiT
 from livetalk.stream.performer import Performer
 from livetalk.types import PICTURES_PER_LATENT, PICTURES_PER_SECOND, PLAYBACK_RATE, AudioChunk
 
 GIB = 1024**3
 MEASURED_S = 1.5
+SMALLEST = "8gb"
+"""The engine that is proposed where the one asked for does not fit."""
 WARM_CHUNKS = 2
 EXTRAPOLATED_FROM = (2, 4)
 """Layers of the two cut-down networks from which a large one is extrapolated."""
 CPU_OPERATIONS_PER_S = 1e12
 """More than processors reach in matrix products; a preset that needs more wants a GPU."""
-BESIDE_BYTES = {"small": 0.6 * GIB, "wan": 4.0 * GIB}
-"""By kind of VAE: it, the audio encoder, what they compute, torch and the page. An allowance."""
-TEXT_BYTES = {"words": 0.0, "umt5": 11.4e9}
-"""By kind of text encoder: its weights, which stay on the device after the first new prompt."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +76,12 @@ def fit(preset: Preset, measure: bool = True) -> Fit:
 
 
 def needed_bytes(preset: Preset, dtype: torch.dtype) -> float:
-    """Memory one stream of a preset needs on its device, in bytes: counted, with allowances for what is not."""
-    shape = preset.latent_shape(preset.rollout.chunk_frames)
-    cache = KVCache(preset.model, preset.rollout, shape, dtype=dtype, device="meta").bytes()
-    weights = _parameters(preset) * dtype.itemsize
-    return weights + cache + BESIDE_BYTES[preset.vae.kind] + TEXT_BYTES[preset.text.kind]
+    """Memory one stream of a preset needs on its device, run as the environment says, in bytes.
+
+    Raises:
+        LiveTalkError: a variable of the engine has a value nobody knows.
+    """
+    return budget(preset, dtype, configured_engine()).needed
 
 
 def wants_gpu(preset: Preset) -> bool:
@@ -101,7 +101,7 @@ def expected_factor(preset: Preset, device: torch.device) -> float:
     """
     if preset.weights.repositories:  # gigabytes, too slow to read for an expectation
         return extrapolated_factor(preset, device)
-    return real_time_factor(load_models(preset.name, str(device)))
+    return real_time_factor(load_models(preset.name, str(device), engine=_quick_engine()))
 
 
 def extrapolated_factor(preset: Preset, device: torch.device) -> float:
@@ -109,12 +109,18 @@ def extrapolated_factor(preset: Preset, device: torch.device) -> float:
 
     Two networks with few of its layers and random weights (speed does not depend on them) are measured.
     """
+    run = {"device": str(device), "dtype": "auto", "engine": _quick_engine()}
     few, more = (
-        1 / real_time_factor(random_models(with_layers(preset, layers), device=str(device), dtype="auto"))
+        1 / real_time_factor(random_models(with_layers(preset, layers), **run))  # type: ignore[arg-type]
         for layers in EXTRAPOLATED_FROM
     )
     layer = max(0.0, more - few) / (EXTRAPOLATED_FROM[1] - EXTRAPOLATED_FROM[0])
     return 1 / (few + (preset.model.layers - EXTRAPOLATED_FROM[0]) * layer)
+
+
+def _quick_engine() -> Engine:
+    """As the environment says, uncompiled: compiling takes longer than an expectation may."""
+    return dataclasses.replace(configured_engine(), compile="off")
 
 
 def with_layers(preset: Preset, layers: int) -> Preset:
@@ -169,7 +175,13 @@ def _why_not(preset: Preset, device: torch.device, needed: float, has_weights: b
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         place = f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free on the GPU"
-        return None if free >= needed else f"{need}, and {place}. Close what else runs there, or use a larger GPU."
+        if free >= needed:
+            return None
+        least = budget(preset, fast_dtype(device), ENGINES[SMALLEST]).needed
+        advice = "Close what else runs there, or use a larger GPU."
+        if least <= free:
+            advice = f"With {MEMORY_VARIABLE}={SMALLEST} it needs {least / GIB:.1f} GiB."
+        return f"{need}, and {place}. {advice}"
     if wants_gpu(preset):
         return f"It needs a CUDA GPU with {needed / GIB:.1f} GiB of free memory, and none was found."
     memory = resources.memory_bytes()

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from livetalk.engine import configured_engine
 from livetalk.eval import browser_talk
-from livetalk.eval.bench import machine
+from livetalk.eval.bench import Random, machine, random_models_of
 from livetalk.eval.browser import spread_ms
 from livetalk.eval.player import Screen
 from livetalk.media.packets import Packer, unpack
@@ -66,29 +67,44 @@ class Turn:
     duck_s: float | None = None
 
 
-def run(preset: str = "mini", device: str = "auto", turns: int = 10, in_browser: bool = False) -> dict[str, Any]:
-    """Converse with the offline talker and measure.
+def run(
+    preset: str = "mini",
+    device: str = "auto",
+    turns: int = 10,
+    in_browser: bool = False,
+    talker: str = "offline",
+    random: Random | None = None,
+) -> dict[str, Any]:
+    """Converse and measure.
 
     Args:
         preset: name of a preset, or a folder with a checkpoint.
         device: "auto", "cpu" or "cuda".
         turns: questions; every second one interrupts.
         in_browser: the page in a headless browser, too.
+        talker: name of the choice that answers.
+        random: random weights of the preset's sizes for the face, not in a browser.
 
     Returns:
         See :func:`measure`; with ``in_browser`` also ``browser``, see :func:`livetalk.eval.browser_talk.converse`.
 
     Raises:
-        LiveTalkError: no such model or device, no voice for the questions, or ``turns`` below 1.
+        LiveTalkError: no such model, device or talker, one that cannot work here, no voice for the questions, or
+            ``turns`` below 1.
     """
     if turns < 1:
         raise LiveTalkError(f"The number of turns is {turns}. Expected at least 1.")
     clips = questions(turns)
     torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # as app.py does: the talker works beside the pictures
-    figures = measure(load(preset, device), clips)
+    if in_browser and (random is not None or talker != "offline"):
+        raise LiveTalkError("In a browser the model has its own weights and the offline talker answers.")
+    chain = registry.talker_chain(talker)
+    engine = configured_engine()
+    avatar = load(preset, device) if random is None else Avatar(random_models_of(preset, device, random, engine))
+    figures = measure(avatar, clips, chain)
     if in_browser:
         figures["browser"] = browser_talk.converse(preset, clips, MODEL_RATE)
-    return {"preset": preset, **figures}
+    return {"preset": preset, "weights": "random" if random else "trained", **figures}
 
 
 def questions(count: int) -> list[np.ndarray]:
@@ -111,19 +127,22 @@ def measure(avatar: Avatar, clips: Sequence[np.ndarray], talkers: Sequence[Any] 
         ``end_of_speech_to_first_sound_ms``, ``end_of_speech_to_first_picture_ms`` (end of the visitor's voice -> heard,
         seen), ``interrupt_to_silence_ms`` (onset of the interrupting voice -> last sound), ``duck_ms`` (onset -> told
         to be less loud), each with p50, p95 and n; ``answered`` questions, ``real_time_factor``, ``late_s``,
-        ``stalls``, ``slipped_s`` (silence made shorter), and what the machine was like.
+        ``stalls``, ``slipped_s`` (silence made shorter), ``talker`` at the end, its ``notice``, ``gpu_used_mb`` (most
+        of the whole GPU that was in use, the talker's process and everybody else's included; None without a GPU), and
+        what the machine was like.
     """
     chain = registry.talker_chain("offline") if talkers is None else talkers
     session = avatar.conversation(_portrait(avatar), talkers=chain)
     preset = avatar.preset
     packer, script = Packer(preset.height, preset.width), Script(session, clips)
-    microphone = Microphone(session)
+    microphone, used = Microphone(session), UsedMemory(avatar.models.device)
     microphone.start()
     try:
         for fragment in session.fragments(packer):
             now_s = time.monotonic()
             header, _, pcm = unpack(fragment.payload)
             script.screen.push(header, np.frombuffer(pcm, "<i2").astype(np.float32) / 32767, now_s)
+            used.look()
             if script.step(microphone, now_s):
                 break
     finally:
@@ -136,8 +155,30 @@ def measure(avatar: Avatar, clips: Sequence[np.ndarray], talkers: Sequence[Any] 
         "late_s": round(session.late_s, 3),
         "stalls": script.screen.stalls,
         "slipped_s": round(script.screen.slipped_s, 3),
+        "talker": session.conversation.talker.title,
+        "notice": session.conversation.notice,
+        "gpu_used_mb": used.most_mb,
         **machine(avatar.models.device),
     }
+
+
+class UsedMemory:
+    """Memory of a GPU that is in use, by whatever process.
+
+    Args:
+        device: the GPU; on another device there is nothing to see.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.most_mb: float | None = None
+        """The most that was seen, in MiB."""
+
+    def look(self) -> None:
+        """See how much it is now."""
+        if self._device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self._device)
+            self.most_mb = max(self.most_mb or 0.0, round((total - free) / 2**20, 1))
 
 
 class Microphone(threading.Thread):

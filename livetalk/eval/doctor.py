@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from livetalk import hub, resources, voice
+from livetalk import engine, resources, voice
 from livetalk._version import __version__
 from livetalk.config import PRESETS, Preset
 from livetalk.eval import capability
@@ -109,7 +109,7 @@ def _device() -> Finding:
         return Finding(
             "machine", "device", True, f"CUDA: {name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free", facts=facts
         )
-    is_fast = hub.fast_dtype(torch.device("cpu")) == torch.bfloat16
+    is_fast = engine.fast_dtype(torch.device("cpu")) == torch.bfloat16
     cores, threads = resources.usable_cores(), capability.measured_threads()
     numbers = "bf16 in hardware" if is_fast else "no bf16 in hardware, so float32 at about half the speed"
     too_many = threads > cores
@@ -156,7 +156,8 @@ def _preset(preset: Preset, measure: bool) -> Finding:
     wanted = ""
     if not found.has_weights:
         text += "; its weights are not here yet"
-        wanted = f"For the weights of {preset.title}: python -m livetalk download --preset {preset.name}"
+        name = preset.weights.folder  # that of the preset which brought them
+        wanted = f"For the weights of {PRESETS[name].title}: python -m livetalk download --preset {name}"
     if found.factor is None:
         return Finding("presets", preset.name, True, text, wanted, facts)
     short = _too_slow(found.factor)

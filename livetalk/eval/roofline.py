@@ -172,8 +172,9 @@ def _samples(models: Models, pictures: int) -> int:
 
 
 def _nbytes(module: Any, part: str = "") -> int:
-    """Bytes of a module's weights, or of those with ``part`` in their names."""
-    return sum(weight.numel() * weight.element_size() for name, weight in module.named_parameters() if part in name)
+    """Bytes of a module's weights, or of those with ``part`` in their names; those in 8 bits are buffers."""
+    named = (*module.named_parameters(), *module.named_buffers())
+    return sum(weight.numel() * weight.element_size() for name, weight in named if part in name)
 
 
 def _seconds(stage: Stage, device: torch.device, rounds: int, *, best: bool = False) -> float:

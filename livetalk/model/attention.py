@@ -182,6 +182,8 @@ class Attention(Packable):
         The gains bound every score: a normalised row times them is no longer than sqrt(D) times the largest one.
         """
         super().pack(rows)
+        if not self._packs:
+            return
         with torch.inference_mode(False), torch.no_grad():
             gains = torch.stack((self.norm_q.weight * self._query_scale(), self.norm_k.weight)).float()
             self._gains = gains * math.sqrt(gains.shape[1])
@@ -208,7 +210,8 @@ class Attention(Packable):
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def _output(self, attended: Tensor) -> Tensor:
+    def output(self, attended: Tensor) -> Tensor:
+        """Tokens ``[B, N, D]`` of what heads attended to, ``[B, heads, N, d]``."""
         return (self.packed("o") or self.o)(attended.transpose(1, 2).flatten(2))
 
 
@@ -217,7 +220,7 @@ class SelfAttention(Attention):
 
     def forward(self, x: Tensor, layer: int, context: AttentionContext) -> Tensor:
         """Attend within ``context`` from tokens ``[B, N, D]`` of layer number ``layer``."""
-        return self._output(context.attend(layer, *self._projections(x), self._bound()))
+        return self.output(context.attend(layer, *self._projections(x), self._bound()))
 
     def pack_groups(self) -> dict[str, tuple[nn.Linear, ...]]:
         """See ``Packable``: queries, keys and values are one product."""
@@ -261,5 +264,5 @@ class CrossAttention(Attention):
         """
         packed = self.packed("q")
         if few is None or packed is None:
-            return self._output(attend(self.queries(x), keys, values, self._bound()))
+            return self.output(attend(self.queries(x), keys, values, self._bound()))
         return attend_few(packed(x), few.keys, few.outputs, self.o.bias, self.heads, EPS)

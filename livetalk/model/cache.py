@@ -22,6 +22,7 @@ from torch import Tensor
 from livetalk.config import ModelConfig, RolloutConfig
 from livetalk.model.attention import check_window
 from livetalk.model.kernels import attend, rotate, rotate_in_place
+from livetalk.model.parking import HostMemory
 from livetalk.model.rotary import rotary_table
 from livetalk.types import LatentShape, LiveTalkError
 
@@ -58,6 +59,7 @@ class KVCache:
         dtype: number format of the network.
         device: where the network is.
         start_frame: latent frame at which the stream starts (the first frames stored become the sinks).
+        undo_on_host: restore points keep what they hold in the machine's memory.
 
     Raises:
         LiveTalkError: the window cannot hold the sinks and a chunk.
@@ -73,6 +75,7 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         start_frame: int = 0,
+        undo_on_host: bool = False,
     ) -> None:
         check_window(settings.window_frames, settings.sink_frames, settings.chunk_frames)
         self.start_frame = start_frame
@@ -83,6 +86,7 @@ class KVCache:
         self._bounded = settings.positions == "bounded"
         self._split = config.rotary
         self._device = torch.device(device)
+        self._set_aside = HostMemory(self._device).park if undo_on_host else torch.clone
         self._grid = shape.height // config.patch[1], shape.width // config.patch[2]
         self._tokens = self._grid[0] * self._grid[1]
 
@@ -182,8 +186,8 @@ class KVCache:
             self.stored_frames,
             frames,
             spans,
-            tuple(keys[..., begin - offset : end - offset, :].clone() for begin, end in spans),
-            tuple(self._values[..., begin:end, :].clone() for begin, end in spans),
+            tuple(self._set_aside(keys[..., begin - offset : end - offset, :]) for begin, end in spans),
+            tuple(self._set_aside(self._values[..., begin:end, :]) for begin, end in spans),
         )
         self._points = [weakref.ref(held) for held in alive if held.first_frame < self.stored_frames]
         self._points.append(weakref.ref(point))
@@ -263,16 +267,31 @@ class CachePass:
         q = rotate_in_place(q, self._table)
         return attend(q, *self.write(layer, k, v), largest)
 
+    @functools.cached_property
+    def turns(self) -> Tensor:
+        """Cosines and sines ``[N, d / 2, 2]`` by which the chunk's queries and keys are rotated."""
+        return torch.view_as_real(self._table)
+
+    def attend_rotated(self, layer: int, q: Tensor, rotated: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """``attend`` without gradients for who rotates queries and keys by ``turns``; ``k`` is not rotated."""
+        self._settle(layer)
+        for (begin, _), part in self._own:
+            self._keep_raw(layer, k[:, :, part], begin)
+        return attend(q, *self._put(layer, rotated, v))
+
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Put the chunk's keys (normalised, not rotated) and values into its slot; all that the layer then sees.
 
         Keys in float32 are written over.
         """
         self._settle(layer)
-        keys, values = self._cache._keys[layer], self._cache._values[layer]
         for (begin, _), part in self._own:
             self._keep_raw(layer, k[:, :, part], begin)
-        rotated = rotate_in_place(k, self._table)
+        return self._put(layer, rotate_in_place(k, self._table), v)
+
+    def _put(self, layer: int, rotated: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotated keys and values into the chunk's slot; all that the layer then sees."""
+        keys, values = self._cache._keys[layer], self._cache._values[layer]
         for (begin, end), part in self._own:
             keys[:, :, begin:end] = rotated[:, :, part]
             values[:, :, begin:end] = v[:, :, part]

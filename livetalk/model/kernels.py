@@ -152,7 +152,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, largest: float = math.inf) -> Tensor
     Returns:
         ``[B, heads, N, d]``, laid out so that heads and channels of a token are neighbours.
     """
-    if k.device.type != "cpu" or k.dtype != torch.bfloat16:
+    if k.device.type != "cpu" or k.dtype != torch.bfloat16 or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(q.to(k.dtype), k, v, scale=1 / SCORE_SCALE)
     # Without AMX the fused CPU kernel is slower in bfloat16 than three plain products.
     if torch.is_grad_enabled():

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from livetalk.config import AudioConfig, Preset
 from livetalk.model.audio import Wav2Vec2AudioEncoder
 from livetalk.model.storage import check_fit
-from livetalk.model.text import UMT5TextEncoder, load_tokenizer, load_umt5
+from livetalk.model.text import UMT5TextEncoder, load_tokenizer, load_umt5, on_a_visit
+from livetalk.model.tiny_decoder import TinyDecoder
 from livetalk.model.transformer import CausalDiT
 from livetalk.model.vae import WanVideoVAE
 from livetalk.model.weights import config_from_shapes, original_state
@@ -109,6 +110,15 @@ def load_vae(path: Path) -> WanVideoVAE:
     return WanVideoVAE.from_original(_tensors(path))
 
 
+def load_tiny_decoder(path: Path) -> TinyDecoder:
+    """The decoder of ``taew2_1.safetensors``.
+
+    Raises:
+        LiveTalkError: the file cannot be read, or a tensor does not fit.
+    """
+    return TinyDecoder.from_original(_tensors(path), str(path))
+
+
 def load_audio(folder: Path, config: AudioConfig) -> Wav2Vec2AudioEncoder:
     """wav2vec2 of a Hugging Face folder.
 
@@ -164,7 +174,8 @@ def load_original(
 
 
 def _read_text_network(path: Path, device: torch.device) -> nn.Module:
-    return load_umt5(_tensors(path)).to(device)
+    network = load_umt5(_tensors(path))
+    return network if device.type == "cpu" else on_a_visit(network, device)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

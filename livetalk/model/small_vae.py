@@ -212,7 +212,13 @@ class SmallVideoVAE(nn.Module):
         """Latent ``[B, C, 1, h, w]`` of one picture ``[B, 3, H, W]`` in -1..1: a clip of that picture alone."""
         return self.encode(image.unsqueeze(2))
 
-    def decode_chunk(self, latents: Tensor, state: DecoderState | None) -> tuple[Tensor, DecoderState]:
+    def decode_chunk(
+        self,
+        latents: Tensor,
+        state: DecoderState | None,
+        *,
+        spend: bool = False,  # noqa: ARG002 (states are small here)
+    ) -> tuple[Tensor, DecoderState]:
         """Pictures of the next latent frames of a stream.
 
         Args:

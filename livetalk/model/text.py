@@ -2,7 +2,8 @@
 
 The network takes ``text_tokens`` rows of ``text_width`` numbers; rows behind the prompt are zero and take part in its
 cross attention (spec section 4.2). The big umT5 encoder is needed once per prompt: results are kept in memory and on
-disk under the hash of the prompt, and the encoder itself is loaded when a new prompt comes and can be let go again.
+disk under the hash of the prompt. The encoder itself is opened when a new prompt comes and let go when it is read; on
+a GPU only one of its layers is there at a time.
 
 This module does not know where weights come from, nor which prompts make sense for a model.
 """
@@ -19,13 +20,15 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_map
 
 from livetalk.model.storage import check_fit
 from livetalk.types import LiveTalkError
@@ -49,9 +52,6 @@ class TextEncoder(Protocol):
     def encode(self, prompt: str) -> Tensor:
         """Float32 rows ``[1, text_tokens, text_width]`` on the CPU, zero behind the prompt."""
 
-    def release(self) -> None:
-        """Let go of weights until they are needed again."""
-
 
 class WordsTextEncoder:
     """Every word is a fixed pseudo-random direction; no weights, the same on every machine.
@@ -73,9 +73,6 @@ class WordsTextEncoder:
             rows[0, row] = self._vector(word)
         return rows
 
-    def release(self) -> None:
-        """Nothing to let go of."""
-
     def _vector(self, word: str) -> Tensor:
         digest = hashlib.shake_256(word.encode("utf-8", "replace")).digest(2 * self.text_width)
         centred = np.frombuffer(digest, dtype="<u2").astype(np.float64) - (2**16 - 1) / 2
@@ -86,8 +83,8 @@ class UMT5TextEncoder:
     """The umT5 encoder of Wan 2.1 with a cache of prompts (spec section 4.2).
 
     Args:
-        load_network: gives the transformers ``UMT5EncoderModel``, on the device it shall run on; called at the first
-            prompt that is not in the cache, and again after ``release``.
+        load_network: gives the transformers ``UMT5EncoderModel``; called for every prompt that is not in the cache,
+            and nothing of what it gives is kept.
         tokenize: prompt and row count to ids and mask ``[1, text_tokens]``, right-padded.
         text_tokens, text_width: rows and width of the result.
         version: names the weights; part of the cache key.
@@ -109,7 +106,6 @@ class UMT5TextEncoder:
         self._load_network = load_network
         self._tokenize = tokenize
         self._cache_folder = cache_folder
-        self._network: nn.Module | None = None
         self._remembered: OrderedDict[str, Tensor] = OrderedDict()
 
     def encode(self, prompt: str) -> Tensor:
@@ -121,9 +117,7 @@ class UMT5TextEncoder:
             rows = self._read(key)
         if rows is None:
             ids, mask = self._tokenize(cleaned, self.text_tokens)
-            if self._network is None:
-                self._network = self._load_network()
-            rows = embed(self._network, ids, mask)[0, : int(mask.sum())].float().cpu()
+            rows = embed(self._load_network(), ids, mask)[0, : int(mask.sum())].float().cpu()
             self._write(key, rows)
         self._remembered[key] = rows
         self._remembered.move_to_end(key)
@@ -132,10 +126,6 @@ class UMT5TextEncoder:
         padded = torch.zeros(1, self.text_tokens, self.text_width)
         padded[0, : len(rows)] = rows
         return padded
-
-    def release(self) -> None:
-        """Drop the network, so that its memory is free; known prompts stay known."""
-        self._network = None
 
     def _read(self, key: str) -> Tensor | None:
         """Rows of an earlier run; None when there are none or the file is damaged."""
@@ -173,7 +163,45 @@ def embed(network: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
     device = next(network.parameters()).device
     ids, mask = ids.to(device), mask.to(device)
     hidden = network(input_ids=ids, attention_mask=mask).last_hidden_state
-    return hidden * mask.unsqueeze(-1).to(hidden.dtype)
+    return hidden * mask.unsqueeze(-1).to(hidden)
+
+
+class VisitingLayer(nn.Module):
+    """A layer whose weights stay where they are and visit a device for each call.
+
+    Args:
+        layer: takes and gives tensors and plain values.
+        device: where it computes.
+    """
+
+    def __init__(self, layer: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.layer = layer
+        self._device = device
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer's result, on the device."""
+        weights = {name: weight.to(self._device) for name, weight in self.layer.state_dict().items()}
+        args, kwargs = tree_map(self._moved, (args, kwargs))
+        return functional_call(self.layer, weights, args, kwargs)
+
+    def _moved(self, value: Any) -> Any:
+        return value.to(self._device) if isinstance(value, Tensor) else value
+
+
+def on_a_visit(network: nn.Module, device: torch.device) -> nn.Module:
+    """The umT5 encoder with each layer on ``device`` only while it computes; returns it changed.
+
+    The table of words stays where it is: a prompt needs 512 of its 256384 rows.
+
+    Args:
+        network: transformers ``UMT5EncoderModel`` on the CPU.
+        device: where its layers compute.
+    """
+    encoder = cast("Any", network).encoder
+    encoder.block = nn.ModuleList(VisitingLayer(layer, device) for layer in encoder.block)
+    encoder.final_layer_norm = VisitingLayer(encoder.final_layer_norm, device)
+    return network
 
 
 def clean_prompt(prompt: str) -> str:

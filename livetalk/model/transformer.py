@@ -113,8 +113,8 @@ class DiTBlock(nn.Module):
 
 
 def add(x: Tensor, y: Tensor, gate: Tensor | None = None) -> Tensor:
-    """``x + y`` or ``x + gate * y``; into the memory of ``x`` when no gradient needs it."""
-    if torch.is_grad_enabled():
+    """``x + y`` or ``x + gate * y``; into the memory of ``x`` when no gradient needs it and nobody compiles."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return x + y if gate is None else torch.addcmul(x, gate, y)
     return x.add_(y) if gate is None else x.addcmul_(gate, y)
 

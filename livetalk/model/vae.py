@@ -43,11 +43,11 @@ class VideoVAE(Protocol):
     def encode(self, video: Tensor) -> Tensor:
         """Latents of a clip ``[B, 3, 1 + 4k, H, W]``; nothing is sampled."""
 
-    def decode_chunk(self, latents: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def decode_chunk(self, latents: Tensor, state: Any, *, spend: bool = False) -> tuple[Tensor, Any]:
         """Pictures ``[B, 3, T, 8h, 8w]`` of the next latent frames, and the state for the frames after them.
 
         ``state`` is None at the start of a stream, where the first latent frame is one picture and all others are
-        four. States are never changed in place.
+        four. It is never changed, unless ``spend`` says that nobody needs it again; that saves memory.
         """
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -105,7 +105,12 @@ class WanVideoVAE(nn.Module):
     def prepare_for_inference(self, dtype: torch.dtype) -> WanVideoVAE:
         """Freeze the weights and convert the network to ``dtype``; normalisation stays float32. Returns self."""
         self.requires_grad_(False).eval()
-        self.net.to(dtype=dtype)
+        nn.Module.to(self.net, dtype)  # the library's own warns of an empty list
+        return self
+
+    def without_decoder(self) -> WanVideoVAE:
+        """Drop what only decoding needs, which then cannot be done any more; returns self."""
+        self.net.decoder = nn.Identity()
         return self
 
     @property
@@ -142,29 +147,33 @@ class WanVideoVAE(nn.Module):
         """Latent ``[B, C, 1, h, w]`` of one picture ``[B, 3, H, W]`` in -1..1."""
         return self.encode(image.unsqueeze(2))
 
-    def decode_chunk(self, latents: Tensor, state: tuple[Any, ...] | None) -> tuple[Tensor, tuple[Any, ...]]:
+    def decode_chunk(
+        self, latents: Tensor, state: list[Any] | None, *, spend: bool = False
+    ) -> tuple[Tensor, list[Any]]:
         """Pictures of the next latent frames of a stream, one latent frame at a time.
 
         Args:
             latents: ``[B, C, F, h, w]``, normalised.
             state: what the previous call returned; None at the start of a stream.
+            spend: the state is turned into the new one, slot by slot, instead of staying beside it.
 
         Returns:
             Float32 pictures ``[B, 3, T, 8h, 8w]`` in -1..1 and the new state. The library puts new tensors into the
             list it is given and never writes into old ones, so a copied list leaves the earlier state valid.
         """
-        memory: list[Any] = [None] * self._decoder_slots if state is None else list(state)
+        starts = state is None
+        memory: list[Any] = [None] * self._decoder_slots if state is None else state if spend else list(state)
         latents = self.net.post_quant_conv((latents.float() * self.std + self.mean).to(self._dtype))
         pictures = [
             self.net.decoder(
                 latents[:, :, frame : frame + 1],
                 feat_cache=memory,
                 feat_idx=[0],
-                first_chunk=state is None and frame == 0,
+                first_chunk=starts and frame == 0,
             )
             for frame in range(latents.shape[2])
         ]
-        return torch.cat(pictures, dim=2).float().clamp(-1.0, 1.0), tuple(memory)
+        return torch.cat(pictures, dim=2).float().clamp(-1.0, 1.0), memory
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures ``[B, 3, 4F - 3, 8h, 8w]`` of a whole clip of latents ``[B, C, F, h, w]``."""

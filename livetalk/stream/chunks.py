@@ -32,6 +32,7 @@ from livetalk.hub import Models
 from livetalk.model.cache import KVCache, RestorePoint
 from livetalk.model.conditions import AudioVectors, Conditions, image_condition, pack_audio
 from livetalk.model.drive import driven
+from livetalk.model.parking import HostMemory
 from livetalk.rollout import chunk_noise, commit_chunk, denoise_chunk, new_cache
 from livetalk.stream.decoding import Decoded, Decoding
 from livetalk.stream.pace import StageTimes
@@ -122,7 +123,7 @@ class ChunkMaker:
         self._settings = models.preset.rollout
         self._frames = self._settings.chunk_frames
         self._shape = models.preset.latent_shape(self._frames)
-        self._cache = new_cache(models.transformer, self._settings, self._shape)
+        self._cache = self._new_cache()
         self._past = Past()
         self._look = Look(identity, self._images(identity))
         self._looks = [(0, self._look)]
@@ -132,6 +133,7 @@ class ChunkMaker:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="livetalk-decode") if overlap else None
         beside = overlap and models.device.type == "cuda"
         self._stream = torch.cuda.Stream(models.device) if beside else None
+        self._parking = HostMemory(models.device, self._stream) if models.device.type == "cuda" else None
 
     def change_look(self, index: int, look: Look) -> None:
         """From chunk ``index`` on, which was not made yet, the stream has another look."""
@@ -157,7 +159,7 @@ class ChunkMaker:
             warm.make(index, self._models.audio(self._silence(stop - first), stop - first))
         warm._commit_newest()
         if warm._decoding is not None:
-            warm._decoding.state()
+            warm._decoding.put_away()
         begun = warm._cache, warm._cache.restore_point()
         return dataclasses.replace(warm._look, cache=begun, past=warm._past, decoder=warm._decoding)
 
@@ -177,7 +179,7 @@ class ChunkMaker:
         with self._times.stage("denoise"):
             latents = denoise_chunk(self._models.transformer, self._cache, cond, noise, self._settings)
         first, stop = picture_span(index * self._frames, self._frames)
-        decoded = Decoding(latents, self._decoding, partial(self._decode, self._made()), self._thread)
+        decoded = Decoding(latents, self._decoding, partial(self._decode, self._made()), self._thread, self._parking)
         take = Take(index, first, stop, cond, latents, decoded, before)
         self._newest, self._decoding = take, decoded
         return take
@@ -204,7 +206,7 @@ class ChunkMaker:
             self._past = self._past.then(chunk, self._settings)
         if past.sinks or past.recent:
             newest = self._past.newest_latents(self._settings)
-            self._decoding = Decoding(newest, None, partial(self._decode, self._made()), self._thread)
+            self._decoding = Decoding(newest, None, partial(self._decode, self._made()), self._thread, self._parking)
 
     def past(self, take: Take | None) -> tuple[Identity, Past]:
         """Whose face the stream had before ``take``, and what the cache was filled with; None = up to now."""
@@ -229,6 +231,10 @@ class ChunkMaker:
         """Bytes of the cache, and of latents and conditions of the chunks that are held."""
         held = {id(take): take for take in (*takes, *([self._newest] if self._newest else []))}
         return self._cache.bytes() + sum(take.latents.nbytes for take in held.values())
+
+    def _new_cache(self) -> KVCache:
+        on_host = self._models.engine.undo == "host"
+        return new_cache(self._models.transformer, self._settings, self._shape, undo_on_host=on_host)
 
     def _commit_newest(self) -> None:
         """Write the newest chunk into the cache, if that was not done."""
@@ -258,7 +264,7 @@ class ChunkMaker:
 
     def _retell(self) -> None:
         """Compute the rolling window's keys again from its latents, under the words there are now; sinks stay."""
-        cache = new_cache(self._models.transformer, self._settings, self._shape)
+        cache = self._new_cache()
         cache.take_sinks(self._cache)
         self._cache = cache
         text = self._look.identity.text
@@ -314,9 +320,9 @@ class ChunkMaker:
         return None if self._stream is None else torch.cuda.current_stream(self._models.device).record_event()
 
     @torch.inference_mode()
-    def _decode(self, made: torch.cuda.Event | None, latents: Tensor, state: Any) -> Decoded:
+    def _decode(self, made: torch.cuda.Event | None, latents: Tensor, state: Any, spend: bool) -> Decoded:
         with self._times.stage("decode"), self._on_stream(latents, made):
-            pictures, state = self._models.vae.decode_chunk(latents, state)
+            pictures, state = self._models.vae.decode_chunk(latents, state, spend=spend)
             levels = ((pictures[0].float() + 1.0) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
             return levels.permute(1, 2, 3, 0).contiguous().cpu().numpy(), state
 

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from livetalk.model.parking import HostMemory
+
 Decoded = tuple[np.ndarray, Any]
 """Pictures uint8 ``[T, H, W, 3]`` and the decoder's state after them."""
 
@@ -22,22 +24,29 @@ Decoded = tuple[np.ndarray, Any]
 class Decoding:
     """Pictures of one chunk, as far as they are decoded.
 
+    Only the decoder's state after the chunk is kept: a chunk is always decoded again from its beginning.
+
     Args:
         latents: ``[1, C, F, h, w]``.
         before: the chunk before; None = the stream starts.
-        decode: latents of one frame and the state before it -> its pictures and the state after it.
+        decode: latents of one frame, the state before it, whether that state may be written over -> its pictures and
+            the state after it.
         thread: decodes ahead; None = frames are decoded when they are asked for, by who asks.
+        parking: where the state after the chunk waits once the chunk behind works on it; None = where it is.
     """
 
     def __init__(
         self,
         latents: Tensor,
         before: Decoding | None,
-        decode: Callable[[Tensor, Any], Decoded],
+        decode: Callable[[Tensor, Any, bool], Decoded],
         thread: ThreadPoolExecutor | None = None,
+        parking: HostMemory | None = None,
     ) -> None:
         self._latents, self._before, self._decode = latents, before, decode
-        self._parts: list[Decoded] = []
+        self._parts: list[np.ndarray] = []
+        self._state: Any = None
+        self._parking, self._parked = parking, None
         self._ahead: list[Future[None]] | None = None
         if thread is not None:
             self._ahead = [thread.submit(self._decode_to, frame) for frame in range(self._frames)]
@@ -47,7 +56,7 @@ class Decoding:
         found: list[np.ndarray] = []
         begin = frame = 0
         while begin < stop:
-            part = self._part(frame)[0]
+            part = self._part(frame)
             found.append(part[max(0, first - begin) : stop - begin])
             begin, frame = begin + len(part), frame + 1
         return found[0] if len(found) == 1 else np.concatenate([part for part in found if len(part)])
@@ -56,15 +65,30 @@ class Decoding:
         """Whether the pictures of a latent frame are there, or are only waiting to be asked for."""
         return self._ahead is None or self._ahead[frame].done()
 
-    def state(self) -> Any:
-        """The decoder's state after this chunk."""
-        return self._part(self._frames - 1)[1]
+    def put_away(self) -> None:
+        """Decode all of it, for a chunk behind that comes later or elsewhere; nothing but what is parked stays."""
+        self._part(self._frames - 1)
+        if self._parking is not None:
+            self._parking.settle()
+            self._state = None
+
+    def hand_over(self, parking: HostMemory | None = None) -> tuple[Any, bool]:
+        """The decoder's state after this chunk, and whether who takes it may write over it.
+
+        Args:
+            parking: brings it to where the taker works, if it is not there any more; None = this chunk's own.
+        """
+        self._part(self._frames - 1)
+        if self._parking is None:
+            return self._state, False
+        state, self._state = self._state, None
+        return (parking or self._parking).fetch(self._parked) if state is None else state, True
 
     @property
     def _frames(self) -> int:
         return self._latents.shape[2]
 
-    def _part(self, frame: int) -> Decoded:
+    def _part(self, frame: int) -> np.ndarray:
         if self._ahead is not None:
             self._ahead[frame].result()
         self._decode_to(frame)
@@ -74,9 +98,12 @@ class Decoding:
         """Decode everything up to a frame that is not decoded yet."""
         while len(self._parts) <= frame:
             index = len(self._parts)
-            state = self._parts[-1][1] if index else self._state_before()
-            self._parts.append(self._decode(self._latents[:, :, index : index + 1], state))
+            state, spend = (self._state, True) if index else self._state_before()
+            pictures, self._state = self._decode(self._latents[:, :, index : index + 1], state, spend)
+            if index == self._frames - 1 and self._parking is not None:
+                self._parked = self._parking.park(self._state)
+            self._parts.append(pictures)
 
-    def _state_before(self) -> Any:
+    def _state_before(self) -> tuple[Any, bool]:
         before, self._before = self._before, None  # or all chunks of the stream would hang together
-        return None if before is None else before.state()
+        return (None, False) if before is None else before.hand_over(self._parking)

@@ -228,7 +228,7 @@ class Performer:
             return max(0.0, self._playback.due_in_s(self._piece_stop()))
         if self._sound_is_there(self._next_chunk):
             return 0.0
-        return max(0.0, self._playback.ahead_s(self._next_picture) - self._urgent_s)
+        return max(0.0, self._playback.ahead_s(self._next_picture) - self._silence_s())
 
     @property
     def next_picture(self) -> int:
@@ -305,6 +305,10 @@ class Performer:
         """Give back the decoding thread, if there is one."""
         self._maker.close()
 
+    def _silence_s(self) -> float:
+        """How long before it is due a chunk is made with silence: late only while sound may still come for it."""
+        return self._urgent_s if self._track.open or self._playback is None else self._playback.lead_s
+
     def _is_ready(self, take: Take) -> bool:
         """Whether the next picture to leave does not wait for a decoder."""
         return take.decoded.is_ready(self._grid.frame_of(max(take.first, self._next_picture)))
@@ -334,7 +338,7 @@ class Performer:
         if self._playback is None:
             first = max(self._grid.span(self._next_chunk)[0], self._next_picture)
             return self._sound_is_there(self._next_chunk) and (self._track.open or first < self._track.next_picture)
-        urgent = not self._playback.begun or self._playback.ahead_s(self._next_picture) <= self._urgent_s
+        urgent = not self._playback.begun or self._playback.ahead_s(self._next_picture) <= self._silence_s()
         return self._sound_is_there(self._next_chunk) or (urgent and not waiting)
 
     def _make(self) -> None:
@@ -390,9 +394,7 @@ class Performer:
 
     def _forget(self) -> None:
         """Let go of chunks that can no longer change, and of sound nobody will hear again."""
-        shown = self._next_picture
-        if self._playback is not None:
-            shown = min(shown, self._playback.next_picture)
+        shown = min(self._next_picture, self.shown_picture)
         while self._takes and self._takes[0].stop <= shown:
             self._takes.popleft()
         self._track.forget(self._takes[0].first if self._takes else self._grid.span(self._next_chunk)[0])

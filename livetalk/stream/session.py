@@ -227,6 +227,11 @@ class Session:
         return "speaking" if self._speaking else "idle"
 
     @property
+    def is_busy(self) -> bool:
+        """Whether something is being said, or is still to be said."""
+        return self._speaking or bool(self._clips) or self._clip_stop is not None
+
+    @property
     def generation(self) -> int:
         """Number of interruptions so far."""
         return self._scope.generation

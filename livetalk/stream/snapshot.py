@@ -9,7 +9,9 @@ This module knows nothing of how sessions are run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 from livetalk.stream.past import StreamSnapshot
 from livetalk.stream.reply import Line
@@ -46,3 +48,15 @@ class SessionSnapshot:
     elapsed_s: float
     stream: StreamSnapshot
     conversation: ConversationSnapshot | None = None
+
+    def __reduce__(self) -> tuple[Callable[[bytes], SessionSnapshot], tuple[bytes]]:
+        """Pickles as one piece of bytes.
+
+        Queues of ``multiprocessing`` would hand its tensors over as open files, which are gone with the process that
+        made them.
+        """
+        return _unpacked, (pickle.dumps({one.name: getattr(self, one.name) for one in fields(self)}),)
+
+
+def _unpacked(data: bytes) -> SessionSnapshot:
+    return SessionSnapshot(**pickle.loads(data))

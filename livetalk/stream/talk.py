@@ -40,6 +40,8 @@ SETTLING_S = 1.0
 GONE_MICROPHONE_S = 2.0
 """A microphone that sends nothing for so long is off, and its turn is over; slow networks stall for less."""
 
+NO_CLIPS = "A conversation is on: the avatar says its own words. End it, or open a mirror session."
+
 ECHO_TAIL_S = 0.2
 """The avatar counts as speaking so long after its last word: rooms answer late."""
 
@@ -130,7 +132,7 @@ class TalkSession(Session):
         Raises:
             LiveTalkError: always.
         """
-        raise LiveTalkError("A conversation is on: the avatar says its own words. End it, or open a mirror session.")
+        raise LiveTalkError(NO_CLIPS)
 
     def stop(self) -> None:
         """End the session and its talker: ``pictures()`` ends within the chunk it is making."""
@@ -160,6 +162,11 @@ class TalkSession(Session):
             return "speaking"
         reply = self.conversation.reply
         return "thinking" if reply is not None and reply.is_sure else "listening"
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the visitor speaks, or is being answered."""
+        return self.conversation.is_voice_on or self.conversation.reply is not None
 
     @property
     def notice(self) -> str | None:

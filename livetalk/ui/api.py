@@ -343,7 +343,9 @@ def _add_chat(sessions: LiveSessions, outbox: Outbox) -> None:
         face, words, number = uploaded(portrait, "portrait"), checked_prompt(prompt), checked_seed(seed)
         turn = _question(speech, text)
         preset = sessions.avatar.preset
-        load_portrait(face, preset.height, preset.width)  # one that is unusable is told before anything is remembered
+        load_portrait(
+            face, preset.height, preset.width
+        )  # one that cannot be used is told before anything is remembered
         with chats.opened(checked_word(sid, "sid", 128), _talk(talker, voice)) as conversation:
             answer = conversation.ask(turn)
             out = outbox.path("reply.mp4")

@@ -25,8 +25,8 @@ from livetalk.stream.talkers.protocol import Persona
 from livetalk.stream.track import checked_samples
 from livetalk.types import PICTURES_PER_SECOND, LiveTalkError, Pictures
 from livetalk.ui.lent_words import LentWords
-from livetalk.ui.replica import Hearing, Opening, Step
-from livetalk.ui.visit import LiveSession
+from livetalk.ui.opening import Opening
+from livetalk.ui.replica import Hearing, Step
 
 MAIL_PACKETS = 64
 """Packets of the microphone that may wait to be sent; beyond it the oldest is dropped."""
@@ -75,21 +75,6 @@ class House(Protocol):
 
     def leave(self, session: AwaySession) -> None:
         """The session has ended."""
-
-
-class Elsewhere(Protocol):
-    """Where sessions are opened if not in this process."""
-
-    @property
-    def places(self) -> int:
-        """How many sessions may be on now."""
-
-    def open(self, opening: Opening) -> LiveSession:
-        """A session begins.
-
-        Raises:
-            LiveTalkError: no talker can work, or the portrait cannot be used.
-        """
 
 
 class AwaySession:

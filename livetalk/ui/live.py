@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -24,14 +24,13 @@ from livetalk.media.pictures import load_portrait
 from livetalk.stream.avatar import Avatar
 from livetalk.stream.capacity import Carried, configured_places, measured_factor
 from livetalk.stream.talk import TalkSession
-from livetalk.stream.talkers.registry import Visitor, talker_chain
+from livetalk.stream.talkers.registry import talker_chain
 from livetalk.types import LiveTalkError, Pictures
-from livetalk.ui.away import AwaySession, Elsewhere
 from livetalk.ui.checks import check_mode, check_sid, decoded_pcm16
 from livetalk.ui.line import Line
-from livetalk.ui.replica import Opening
+from livetalk.ui.opening import Elsewhere, Opening, RemoteConversation, opened, redraw
 from livetalk.ui.shelf import Shelf
-from livetalk.ui.visit import Kept, LiveConversation, LiveSession, Talk, TalkerChain, Visit, redraw
+from livetalk.ui.visit import Kept, LiveConversation, LiveSession, Talk, TalkerChain, Visit
 
 SPEECH_LIMIT_S = 300.0
 GONE_AFTER_S = 10.0
@@ -126,7 +125,7 @@ class LiveSessions:
         visit = None
         try:
             talk = talk or Talk()
-            session = self._session(portrait, prompt, seed, mode, backlog_s, talk)
+            session = self._session(Opening(portrait, prompt, seed, mode, backlog_s, talk))
             lead_s = self.avatar.preset.stream.lead_s
             visit = Visit(session, mode, talk, prompt, lead_s, keeps=talk.keeps and mode == "conversation")
             with self._lock:
@@ -307,22 +306,21 @@ class LiveSessions:
 
     def _draw(self, session: LiveConversation, portrait: Path | None, prompt: str) -> None:
         """Another face, or the same one (None) under other words."""
-        if isinstance(session, AwaySession):
-            session.draw(None if portrait is None else self._pixels(portrait), prompt)
-            return
-        assert isinstance(session, TalkSession)
-        redraw(self.avatar, session, portrait, prompt)
+        if self._elsewhere is not None:
+            remote = cast(RemoteConversation, session)
+            remote.draw(None if portrait is None else self._pixels(portrait), prompt)
+        else:
+            assert isinstance(session, TalkSession)
+            redraw(self.avatar, session, portrait, prompt)
 
     def _pixels(self, portrait: Path) -> np.ndarray:
         return np.asarray(load_portrait(portrait, self.avatar.preset.height, self.avatar.preset.width).pixels())
 
-    def _session(self, portrait: Path, prompt: str, seed: int, mode: str, backlog_s: float, talk: Talk) -> LiveSession:
-        if self._elsewhere is not None:
-            return self._elsewhere.open(Opening(self._pixels(portrait), prompt, seed, mode, backlog_s, talk))
-        if mode == "mirror":
-            return self.avatar.session(portrait, prompt=prompt, seed=seed, mode=mode, backlog_s=backlog_s)
-        talkers = self.talkers(talk.talker, Visitor(talk.token))
-        return self.avatar.conversation(portrait, prompt=prompt, seed=seed, talkers=talkers, persona=talk.persona)
+    def _session(self, opening: Opening) -> LiveSession:
+        if self._elsewhere is None:
+            return opened(self.avatar, self.talkers, opening, opening.talk, opening.backlog_s)
+        face = cast(Path, opening.portrait)
+        return self._elsewhere.open(dataclasses.replace(opening, portrait=self._pixels(face)))
 
     def _close(self, sid: str, visit: Visit) -> None:
         """End it; what was asked for is kept for a while, everything else is gone."""

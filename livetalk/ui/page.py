@@ -13,9 +13,8 @@ from typing import Any
 import gradio as gr
 
 from livetalk.stream.avatar import Avatar
-from livetalk.stream.talkers.registry import AUTO, CHOICES, Visitor, choice, default_name
+from livetalk.stream.talkers.registry import AUTO, CHOICES, Visitor, choice, default_name, talker_chain
 from livetalk.ui.api import Outbox, add_api
-from livetalk.ui.away import Elsewhere
 from livetalk.ui.events import (
     MOODS,
     film,
@@ -26,9 +25,12 @@ from livetalk.ui.events import (
     poster,
     server_functions,
 )
+from livetalk.ui.lending import LentAvatar, is_lent, lender
+from livetalk.ui.lent import LentGpus
 from livetalk.ui.line import LIVE_LIMIT
 from livetalk.ui.live import LiveSessions
 from livetalk.ui.look import style_sheet, theme
+from livetalk.ui.opening import Elsewhere
 from livetalk.ui.plain import SEED_LIMIT
 from livetalk.ui.stage import Choice, character, head, picker, stage, transcript
 from livetalk.ui.words import i18n, said
@@ -82,6 +84,9 @@ def build(
         elsewhere: opens sessions in other processes; None = pictures are made in this one.
     """
     limit_s = float(os.environ.get("LIVETALK_SESSION_LIMIT_S", SESSION_LIMIT_S))
+    if is_lent():
+        avatar = LentAvatar(avatar, lender(avatar, talker_chain))
+        elsewhere = LentGpus(avatar)
     return page_of(LiveSessions(avatar, places, limit_s, elsewhere=elsewhere), examples)
 
 

@@ -26,31 +26,10 @@ from livetalk.stream.session import Session
 from livetalk.stream.snapshot import SessionSnapshot
 from livetalk.stream.talk import TalkSession
 from livetalk.stream.talkers.protocol import Persona
-from livetalk.stream.talkers.registry import Visitor
 from livetalk.types import PLAYBACK_RATE, AudioChunk, LiveTalkError, Pictures, SpeechEnd
+from livetalk.ui.opening import Opening, opened, redraw
 from livetalk.ui.said import SaidNews
-from livetalk.ui.visit import Talk, TalkerChain, redraw
-
-
-@dataclass(frozen=True)
-class Opening:
-    """A session that was never on.
-
-    Attributes:
-        portrait: uint8 ``[H, W, 3]`` of the model's size.
-        prompt: how the person moves and feels.
-        seed: of everything random.
-        mode: "mirror" or "conversation".
-        backlog_s: sound that may wait in a mirror.
-        talk: what the visitor wants of a conversation.
-    """
-
-    portrait: np.ndarray
-    prompt: str
-    seed: int
-    mode: str
-    backlog_s: float
-    talk: Talk
+from livetalk.ui.visit import Talk, TalkerChain
 
 
 @dataclass(frozen=True)
@@ -142,14 +121,7 @@ class Replica:
         Raises:
             LiveTalkError: no talker can work, or the portrait cannot be used.
         """
-        chain = self._talkers(talk.talker, Visitor(talk.token)) if source.mode == "conversation" else ()
-        session: Session
-        if isinstance(source, SessionSnapshot):
-            session = self._avatar.resume(source, chain, backlog_s)
-        elif source.mode == "conversation":
-            session = self._avatar.conversation(source.portrait, source.prompt, source.seed, chain, talk.persona)
-        else:
-            session = self._avatar.session(source.portrait, source.prompt, source.seed, source.mode, backlog_s)
+        session = opened(self._avatar, self._talkers, source, talk, backlog_s)
         self._live[name] = _Live(session, session.pictures(), SaidNews(session))
 
     def step(self, name: str) -> Step | None:

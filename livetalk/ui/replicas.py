@@ -30,7 +30,8 @@ from livetalk.stream.talkers.registry import talker_chain
 from livetalk.types import PLAYBACK_RATE, LiveTalkError, Pictures
 from livetalk.ui.away import AwaySession, Place, ReplicaLostError
 from livetalk.ui.line import LIVE_LIMIT
-from livetalk.ui.replica import Opening, Replica
+from livetalk.ui.opening import Opening
+from livetalk.ui.replica import Replica
 from livetalk.ui.visit import TalkerChain
 
 START_S = 600.0

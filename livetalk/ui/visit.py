@@ -5,7 +5,6 @@ This module does not know who else is there.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,11 +12,8 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from livetalk.media.pictures import PortraitSource
-from livetalk.stream.avatar import Avatar
 from livetalk.stream.recorder import Recorder
 from livetalk.stream.reply import Transcript
-from livetalk.stream.talk import TalkSession
 from livetalk.stream.talkers.protocol import Persona, Talker
 from livetalk.stream.talkers.registry import Visitor
 from livetalk.types import LiveTalkError, Pictures
@@ -155,16 +151,3 @@ class Visit:
             log.warning("a recording was lost: %s", error)
         recorder.discard()
         return None
-
-
-def redraw(avatar: Avatar, session: TalkSession, portrait: PortraitSource | None, prompt: str) -> None:
-    """Draw another face, or the same one (None) under other words, in this process.
-
-    Raises:
-        LiveTalkError: the portrait cannot be used.
-    """
-    blank = np.zeros((avatar.preset.height, avatar.preset.width, 3), np.uint8)
-    identity = avatar.identity(blank if portrait is None else portrait, prompt)
-    if portrait is None:
-        identity = dataclasses.replace(session.identity, text=identity.text)
-    session.change(identity)

@@ -369,8 +369,8 @@ class _Room:
         return _End()
 
     def _answer(self, order: _Order) -> None:
-        for event in self._talker.turn(*order.what):
-            if order.call in self._cancelled:  # the cancel may have come before there was a turn to cancel
-                self._talker.cancel(self._cancelled[order.call])
-            else:
+        for number, event in enumerate(self._talker.turn(*order.what)):
+            if order.call not in self._cancelled:
                 self._send(order.call, event)
+            elif number == 0:  # the cancel may have come before there was a turn to cancel
+                self._talker.cancel(self._cancelled[order.call])

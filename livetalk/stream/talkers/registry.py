@@ -74,6 +74,8 @@ def _local(
     """A talker with a model on this machine, in a process of its own."""
 
     def why(_: Visitor) -> str | None:
+        if os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true"):
+            return "On ZeroGPU a GPU is lent for seconds, and this model would have to be loaded for every answer."
         # once it runs, its weights fill the memory that is asked for
         return None if _shared(build).is_running else missing()
 
