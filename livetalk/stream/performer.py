@@ -60,25 +60,24 @@ class Performer:
         overlap: bool | None = None,
     ) -> None:
         preset = models.preset
-        self._frames = preset.rollout.chunk_frames
-        self._grid = Grid(self._frames)
+        self._grid = Grid(preset.rollout.chunk_frames)
         self._look_ahead = preset.audio.look_ahead_samples
         self._playback = Playback(clock, preset.stream.lead_s if lead_s is None else lead_s) if clock else None
         self.times = StageTimes(clock or time.perf_counter)
-        self._speed = Speed(self.times, self._frames)
+        self._speed = Speed(self.times, self._grid.frames)
         self._first = FirstPicture(clock or time.perf_counter)
         self._haste = Allowance()
-        self._overlap = models.device.type == "cuda" if overlap is None else overlap
-        self._seed = seed
+        self._seed, self._overlap = seed, models.device.type == "cuda" if overlap is None else overlap
         self._maker = ChunkMaker(models, identity, seed, self.times, self._overlap)
         self._track = SoundTrack(models.audio)
         self._takes: deque[Take] = deque()
-        self._next_chunk = 0
-        self._next_picture = 0
+        self._next_chunk = self._next_picture = 0
         self._urgent_s = LEAST_MARGIN_S
         self._held_from: int | None = None
         self._left_before_hold = 0
         self.generation = 0
+        self.is_awaited = False
+        """Live: speech is about to begin, so silence is made late: its chunk would only be made again."""
         self.ahead_s = 0.0
         """Live: how long before they are due on screen the latest pictures left."""
 
@@ -307,7 +306,8 @@ class Performer:
 
     def _silence_s(self) -> float:
         """How long before it is due a chunk is made with silence: late only while sound may still come for it."""
-        return self._urgent_s if self._track.open or self._playback is None else self._playback.lead_s
+        late_s = self._urgent_s if self._track.open else self.margin_s
+        return late_s if self._track.open or self.is_awaited or not self._playback else self._playback.lead_s
 
     def _is_ready(self, take: Take) -> bool:
         """Whether the next picture to leave does not wait for a decoder."""

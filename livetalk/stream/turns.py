@@ -24,6 +24,11 @@ from livetalk.types import MODEL_RATE, LiveTalkError
 SLICE_SAMPLES = 512
 """Sound is judged in slices of 32 ms; every decision falls on the end of one."""
 
+AUDIBLE_SHARE = 0.03
+LONGEST_TAIL = 4
+"""A voice has ended where it last reached this share of its peak (-30 dB). A detector goes on for some slices, which
+visitors would wait for; no more than so many are taken back."""
+
 
 class CancelScope:
     """A generation number that only grows. Safe to use from several threads.
@@ -210,7 +215,8 @@ class _Voice:
 
     Attributes:
         onset_sample: where it began.
-        stop_sample: end of its last slice with voice so far.
+        stop_sample: where it was last heard so far.
+        peak: its greatest amplitude so far.
         slices: slices with voice, until it is confirmed.
         quiet: slices without voice since the last with.
         over_avatar: the avatar spoke meanwhile.
@@ -219,6 +225,7 @@ class _Voice:
 
     onset_sample: int
     stop_sample: int
+    peak: float = 0.0
     slices: int = 0
     quiet: int = 0
     over_avatar: bool = False
@@ -318,10 +325,23 @@ class TurnTaker:
             self._trim()
             return []
         if self._above:
-            self._voice.stop_sample, self._voice.quiet = self._position, 0
+            self._voice.quiet = 0
+            self._note_stop(self._voice)
         else:
             self._voice.quiet += 1
         return self._follow(self._voice) if self._voice.confirmed else self._confirm(self._voice, over_avatar)
+
+    def _note_stop(self, voice: _Voice) -> None:
+        """The slice has voice in it: where is it last heard?"""
+        loudness = np.abs(self._slice)
+        voice.peak = max(voice.peak, float(loudness.max()))
+        heard = np.flatnonzero(loudness >= AUDIBLE_SHARE * voice.peak)
+        stop = self._position - SLICE_SAMPLES + int(heard[-1]) + 1 if len(heard) else voice.stop_sample
+        voice.stop_sample = max(stop, self._position - LONGEST_TAIL * SLICE_SAMPLES)
+
+    def _is_quiet(self, voice: _Voice, duration_ms: float) -> bool:
+        """Whether nothing was heard of a voice for so long, to the nearest slice."""
+        return voice.quiet > 0 and self._position - voice.stop_sample >= (_slices(duration_ms) - 0.5) * SLICE_SAMPLES
 
     def _confirm(self, voice: _Voice, over_avatar: bool) -> list[TurnEvent]:
         """A voice that is no turn yet: is it one, is it none, or does it interrupt?"""
@@ -349,9 +369,9 @@ class TurnTaker:
             voice.paused = False
             events.append(VoiceResumed(self._position))
         at_limit = len(self._sound) >= int(rules.limit_s * MODEL_RATE) // SLICE_SAMPLES
-        if at_limit or voice.quiet >= _slices(rules.end_ms):
-            return events + self._tell_heard() + [self._end(voice, voice.quiet < _slices(rules.end_ms))]
-        if not voice.paused and voice.quiet >= _slices(rules.pause_ms):
+        if (is_over := self._is_quiet(voice, rules.end_ms)) or at_limit:
+            return events + self._tell_heard() + [self._end(voice, not is_over)]
+        if not voice.paused and self._is_quiet(voice, rules.pause_ms):
             events += self._tell_heard()
             voice.paused = True
             whole = np.concatenate(self._sound)
