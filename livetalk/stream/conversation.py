@@ -11,7 +11,6 @@ be said. This module knows nothing of pictures, pages or models.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import threading
 from collections import deque
@@ -38,8 +37,8 @@ from livetalk.types import MODEL_RATE, LiveTalkError, TextDelta
 
 log = logging.getLogger(__name__)
 
-ECHO_LIKENESS = 0.6
-"""Words of an interruption that are this much like the avatar's last ones are its own echo."""
+BEGINNING_S = 0.8
+"""So long at most a talker waits for the first pictures of its reply before it works on: cores may be few."""
 
 CLOSING_S = 5.0
 TEXT_LIMIT = 2_000
@@ -330,6 +329,9 @@ class Conversation:
                 elif len(event.samples):
                     reply.waiting.append(event)
                 self._signal()
+                if reply.is_enough and not reply.has_left:
+                    self._changed.wait_for(lambda: reply.has_left or reply.is_dropped or self._closed, BEGINNING_S)
+                    reply.has_left = True
         with self._changed:
             reply.is_finished = True
             if reply.is_sure and not reply.is_dropped:
@@ -364,12 +366,7 @@ class Conversation:
 
     def _is_echo(self, words: str) -> bool:
         """Whether the microphone only heard the avatar itself."""
-        if self._broken is None or not words:
-            return False
-        said = self._broken.spoken_text.lower()[-200:]
-        matcher = difflib.SequenceMatcher(None, words.lower(), said, autojunk=False)
-        shared = sum(block.size for block in matcher.get_matching_blocks() if block.size >= 4)
-        return shared / len(words) > ECHO_LIKENESS
+        return self._broken is not None and self._broken.echoes_in(words)
 
     def _avatar_line(self, reply: Reply, text: str, *, final: bool = False, cut: bool = False) -> None:
         own = next((x for x in reversed(self.transcript.lines) if x.role == "avatar" and x.reply == reply.number), None)

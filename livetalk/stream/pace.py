@@ -24,7 +24,7 @@ Timer = Callable[[], float]
 
 REMEMBERED_STEPS = 256
 REMEMBERED_HASTE = 4
-LEAST_HASTE, HASTE_SPARE, MOST_HASTE = 1.2, 1.15, 2.0
+LEAST_HASTE, HASTE_SPARE, MOST_HASTE = 1.35, 1.15, 2.0
 """Of an ``Allowance``: never less, this much more than the worst of late, never more."""
 LEAST_MARGIN_S = 0.15
 MARGIN_FACTOR = 1.5

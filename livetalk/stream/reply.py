@@ -9,6 +9,7 @@ This module knows nothing of talkers, turn taking, threads or pages.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,13 @@ from livetalk.types import PICTURES_PER_SECOND
 
 CHARACTERS_PER_S = 15.0
 """How fast text is spoken, for talkers that do not say which words are in a piece of speech."""
+
+
+ECHO_LIKENESS = 0.6
+"""Words of an interruption that are this much like the avatar's last ones are its own echo."""
+
+ENOUGH_S = 1.0
+"""Speech for the first chunk of a reply, wherever in the chunk it begins."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,7 @@ class Reply:
         is_sure: the turn has ended; until then the reply is a guess that nobody hears.
         is_dropped: it will not be said (any more).
         is_finished: the talker has given everything.
+        has_left: its first pictures are on their way to the visitor; nothing waits for that any more.
         heard: the visitor's words; None = not known yet.
         text: words the talker gave apart from its speech.
         waiting: speech not handed on yet.
@@ -57,6 +66,7 @@ class Reply:
     is_sure: bool = False
     is_dropped: bool = False
     is_finished: bool = False
+    has_left: bool = False
     heard: str | None = None
     text: str = ""
     waiting: deque[SpeechPiece] = field(default_factory=deque)
@@ -70,6 +80,18 @@ class Reply:
         """What was handed on was not said after all: it waits again."""
         self.waiting.extendleft(said.piece for said in reversed(self.said))
         self.said.clear()
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether the talker has given enough to begin with."""
+        return _length_s((*(said.piece for said in self.said), *self.waiting)) >= ENOUGH_S
+
+    def echoes_in(self, words: str) -> bool:
+        """Whether somebody's words are only the end of what was said, heard through the microphone."""
+        said = self.spoken_text.lower()[-200:]
+        matcher = difflib.SequenceMatcher(None, words.lower(), said, autojunk=False)
+        shared = sum(block.size for block in matcher.get_matching_blocks() if block.size >= 4)
+        return bool(words) and shared / len(words) > ECHO_LIKENESS
 
     def heard_before(self, picture: int) -> str:
         """Words that end before ``picture``."""

@@ -244,6 +244,7 @@ class TalkSession(Session):
             if void is None and (reply.waiting or self._spoken is not None):
                 self._speak(reply)
                 void = self._show(reply)
+                self._note_left(reply)
                 self._end(reply)
             return void
 
@@ -280,6 +281,12 @@ class TalkSession(Session):
             return None
         nothing = np.zeros((0, *self._picture_size, 3), np.uint8)
         return Pictures(first, nothing, np.zeros(0, np.float32), self._scope.cancel(), speaking=False)
+
+    def _note_left(self, reply: Reply) -> None:
+        """Once its first pictures have left, the talker may work on."""
+        if reply.is_sure and not reply.has_left and self._performer.next_picture > self._spoken_from:
+            reply.has_left = True
+            self._changed.notify_all()
 
     def _end(self, reply: Reply) -> None:
         if self._is_closed_off and reply.is_sure and self._performer.shown_picture >= self._spoken_stop:
