@@ -25,7 +25,7 @@ from livetalk.stream.avatar import Avatar
 from livetalk.stream.talk import TalkSession
 from livetalk.stream.talkers.registry import Visitor, talker_chain
 from livetalk.types import LiveTalkError, Pictures
-from livetalk.ui.capacity import Carried, configured_places, measured_factor
+from livetalk.ui.capacity import Carried, configured_places, measured_factor, measured_gain
 from livetalk.ui.checks import check_mode, check_sid, decoded_pcm16
 from livetalk.ui.lending import Beginning, Lend, call_limit_s
 from livetalk.ui.lent import LentSession
@@ -70,7 +70,7 @@ class LiveSessions:
         self.avatar, self.limit_s, self.talkers = avatar, limit_s, talkers
         self._lend, self._call_s = lend, call_limit_s()
         self._fixed = places or configured_places() or (LENT_PLACES if lend else None)
-        self._carried = Carried(0.0 if self._fixed else measured_factor(avatar))
+        self._carried = Carried(0.0) if self._fixed else Carried(measured_factor(avatar), measured_gain(avatar))
         self._line = Line(lambda: self.places)
         self._visits: dict[str, Visit] = {}
         self._kept: Shelf[Kept] = Shelf(KEPT_RECORDINGS, KEPT_S, lambda kept: kept.recorder.discard())
