@@ -221,10 +221,10 @@ class Ended:
 def test_on_a_gpu_nobody_waits_for_an_own_pass(model) -> None:
     """Who is alone launches pass after pass; who follows somebody else waits for the end, so that others can come."""
     network, end = Gathered(model), Ended()
-    (deed,) = deeds(network, passes_of, (1,))
-    for owners, waits in ((frozenset({threading.get_ident()}), 0), (frozenset({threading.get_ident(), 0}), 1)):
-        network._newest = owners, end  # type: ignore[assignment]
-        deed()
+    cache, cond = stream(model, 1, 0)
+    for streams, waits in (({id(cache)}, 0), ({id(cache), id(cond)}, 1)):
+        network._newest = frozenset(streams), end  # type: ignore[assignment]
+        passes_of(network, cache, cond, 0)
         assert end.waited == waits
 
 

@@ -75,7 +75,7 @@ class _Pass:
 
     def __post_init__(self) -> None:
         assert isinstance(self.cond.text, TextKeys)
-        self.text = self.cond.text
+        self.text, self.stream = self.cond.text, id(self.cache)
         self.kind = (
             self.commits,
             (self.x.shape[1:], self.x.dtype, self.x.device),
@@ -104,7 +104,7 @@ class Gathered:
         self._line: list[_Pass] = []
         self._inside: set[int] = set()
         self._running = False
-        # What ran last: whose threads it was for, and on CUDA its end.
+        # What ran last: for which streams, and on CUDA its end.
         self._newest: tuple[frozenset[int], torch.cuda.Event | None] = frozenset(), None
         # The words of the last pass that had several streams.
         self._words: tuple[tuple[TextKeys, ...], TextKeys] | None = None
@@ -183,13 +183,13 @@ class Gathered:
         """Run ``mine``, the first in line, and all that fit with it."""
         group = [mine]
         try:
-            owners, end = self._newest
-            if end is not None and owners != {mine.owner}:
+            streams, end = self._newest
+            if end is not None and streams != {mine.stream}:
                 end.synchronize()
             with self._changed:
                 group = [one for one in self._line if one.kind == mine.kind][: self.most]
                 self._line = [one for one in self._line if one not in group]
-            self._run(sorted(group, key=lambda one: one.owner))  # whoever came first: words are joined once
+            self._run(sorted(group, key=lambda one: one.stream))  # whoever came first: words are joined once
         finally:
             with self._changed:
                 # If this thread is ending, the others still want theirs.
@@ -215,7 +215,7 @@ class Gathered:
             one.output, one.done = output, True
         self.passes[len(group)] += 1
         event = torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
-        self._newest = frozenset(one.owner for one in group), event
+        self._newest = frozenset(one.stream for one in group), event
 
     def _alone(self, one: _Pass) -> Sequence[Tensor | None]:
         self._words = None  # nothing is held for streams that have left
