@@ -101,12 +101,13 @@ def test_streams_anywhere_in_their_rings_share_a_pass(model, kind, positions) ->
     ours = KINDS[kind](model)
     settings = dataclasses.replace(SETTINGS, positions=positions)
     places, times = (0, 2, 3, 6), (1000.0, 750.0, 1000.0, 300.0)
-    wanted, kept = [], []
+    wanted, kept, later = [], [], []
     for seed, (chunks, time) in enumerate(zip(places, times, strict=True)):
         cache, cond = stream(ours, chunks, seed, settings)
         wanted.append(ours(latents(seed), torch.tensor([time]), cond, cache=cache))
         commit_chunk(ours, cache, wanted[-1], cond)
         kept.append(stored(cache))
+        later.append(ours(latents(9), torch.tensor([300.0]), cond, cache=cache))
 
     streams = [stream(ours, chunks, seed, settings) for seed, chunks in enumerate(places)]
     caches = [cache for cache, _ in streams]
@@ -117,9 +118,11 @@ def test_streams_anywhere_in_their_rings_share_a_pass(model, kind, positions) ->
     found = ours(x, torch.tensor(times), cond, cache=CacheBatch(caches))
     assert all(relative_error(*pair) < TOLERANCE for pair in zip(found.split(1), wanted, strict=True))
     ours.write_context(torch.cat(wanted), torch.zeros(len(places)), cond, CacheBatch(caches))
-    for cache, chunks, own in zip(caches, places, kept, strict=True):
+    for (cache, cond), chunks, own, next_output in zip(streams, places, kept, later, strict=True):
         assert cache.next_frame == CHUNK * (chunks + 1)
         assert all(relative_error(*pair) < TOLERANCE for pair in zip(stored(cache), own, strict=True))
+        found = ours(latents(9), torch.tensor([300.0]), cond, cache=cache)
+        assert relative_error(found, next_output) < TOLERANCE, "what the next chunk reads of it"
 
 
 # --- the line ----------------------------------------------------------------------------------------------------
