@@ -55,7 +55,11 @@ def _trim(trim: Callable[[int], int]) -> None:
 def _avatar() -> Avatar:
     """The model, warmed up; where GPUs are lent there is none yet to warm up, and workers inherit the weights."""
     preset, device = os.environ.get("LIVETALK_PRESET", "mini"), os.environ.get("LIVETALK_DEVICE", "auto")
-    return Avatar(load_models(preset, device)) if is_lent() else load(preset, device)
+    if is_lent():
+        return Avatar(load_models(preset, device))
+    avatar = load(preset, device)
+    avatar.warm_up_together()
+    return avatar
 
 
 def main() -> int:

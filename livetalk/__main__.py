@@ -263,13 +263,14 @@ def _bench(arguments: argparse.Namespace) -> int:
 
         figures = browser.run(preset=arguments.preset)
     else:
-        from livetalk.eval import bench
+        from livetalk.eval import bench, together
 
         random = bench.Random(arguments.layers, arguments.size) if arguments.random_weights else None
         given = {choice.name: getattr(arguments, choice.name) for choice in dataclasses.fields(Engine)}
         chosen = {name: value for name, value in given.items() if value is not None}
         engine = dataclasses.replace(configured_engine(), **chosen)
-        figures = bench.run(arguments.preset, arguments.device, arguments.seconds, random, engine)
+        told = arguments.preset, arguments.device, arguments.seconds, random, engine
+        figures = bench.run(*told) if arguments.sessions is None else together.run(*told, sessions=arguments.sessions)
     _print_figures(figures)
     return 0
 

@@ -33,6 +33,8 @@ class Engine:
         linears: matrices of the transformer's layers: "plain" = in the network's number format; "int8" = weights in 8
             bits, half the memory; "fp8" = weights and activations in 8-bit floats, faster on Ada and Hopper.
         compile: "off"; "on" = torch compiles the transformer's layers; "auto" = on with CUDA, off elsewhere.
+        batch: "on" = sessions that want the network at the same time share a pass; "off" leaves each the bits that it
+            has alone; "auto" = on with CUDA, off elsewhere.
         undo: where the parts of a cache wait that a chunk has overwritten and that may come back: "device", or "host"
             to save memory.
     """
@@ -40,11 +42,16 @@ class Engine:
     decoder: Literal["full", "tiny"] = "full"
     linears: Literal["plain", "int8", "fp8"] = "plain"
     compile: Literal["auto", "on", "off"] = "auto"
+    batch: Literal["auto", "on", "off"] = "auto"
     undo: Literal["device", "host"] = "device"
 
     def compiles(self, device: torch.device) -> bool:
         """Whether layers are compiled on a device."""
         return self.compile == "on" or (self.compile == "auto" and stays_on_gpu(device))
+
+    def batches(self, device: torch.device) -> bool:
+        """Whether passes of several sessions run as one on a device."""
+        return self.batch == "on" or (self.batch == "auto" and stays_on_gpu(device))
 
     def check(self, device: torch.device) -> None:
         """Refuse what a device cannot do.

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,6 +36,7 @@ from livetalk.model.audio import AudioEncoder, build_audio_encoder
 from livetalk.model.backends import prefer_fastest
 from livetalk.model.compiled import compile_layers
 from livetalk.model.converted import is_converted, read_converted
+from livetalk.model.gathering import CachedNetwork, Gathered
 from livetalk.model.originals import load_original, load_tiny_decoder
 from livetalk.model.quantised import quantise
 from livetalk.model.storage import Storage, load_part, pack_modules, unpack, write_whole
@@ -69,6 +70,7 @@ class Models:
         text: prompt -> rows.
         device: where the networks are.
         dtype: number format of the networks.
+        network: the transformer as streams call it: itself, or where passes of several streams become one.
     """
 
     preset: Preset
@@ -79,6 +81,11 @@ class Models:
     text: TextEncoder
     device: torch.device
     dtype: torch.dtype
+    network: CachedNetwork = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        gathers = self.engine.batches(self.device)
+        object.__setattr__(self, "network", Gathered(self.transformer) if gathers else self.transformer)
 
     @torch.no_grad()
     def identity(self, portrait: Tensor, prompt: str) -> Identity:

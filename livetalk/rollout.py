@@ -16,7 +16,7 @@ from livetalk.config import RolloutConfig
 from livetalk.flow import FlowSchedule, add_noise, x0_from_flow
 from livetalk.model.cache import KVCache
 from livetalk.model.conditions import Conditions
-from livetalk.model.transformer import CausalDiT
+from livetalk.model.gathering import CachedNetwork, over_a_chunk
 from livetalk.types import LatentShape, LiveTalkError
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -46,7 +46,7 @@ def chunk_noise(seed: int, chunk: int, shape: LatentShape, steps: int, batch: in
 
 
 def new_cache(
-    model: CausalDiT,
+    model: CachedNetwork,
     settings: RolloutConfig,
     shape: LatentShape,
     batch: int = 1,
@@ -74,7 +74,7 @@ def step_sigmas(settings: RolloutConfig) -> list[float]:
 
 
 def denoise_chunk(
-    model: CausalDiT,
+    model: CachedNetwork,
     cache: KVCache,
     cond: Conditions,
     noise: Tensor,
@@ -109,26 +109,27 @@ def denoise_chunk(
     gradients = torch.is_grad_enabled()
     cache.open(noise.shape[3]).is_last = False
     x0 = noise[0]
-    for step in range(last + 1):
-        x = noise[0] if step == 0 else add_noise(x0, noise[step], sigmas[step])
-        x = _with_portrait(x, cache, cond)
-        t = x.new_full((x.shape[0],), settings.timesteps[step])
-        with torch.set_grad_enabled(gradients and (step == last or exit_step is None)):
-            x0 = _predict(model, cache, cond, x, t, sigmas[step], settings)
-            if silent is not None:
-                without = _predict(model, cache, silent, x, t, sigmas[step], settings)
-                x0 = x0 + settings.audio_guidance * (x0 - without)
+    with over_a_chunk(model):
+        for step in range(last + 1):
+            x = noise[0] if step == 0 else add_noise(x0, noise[step], sigmas[step])
+            x = _with_portrait(x, cache, cond)
+            t = x.new_full((x.shape[0],), settings.timesteps[step])
+            with torch.set_grad_enabled(gradients and (step == last or exit_step is None)):
+                x0 = _predict(model, cache, cond, x, t, sigmas[step], settings)
+                if silent is not None:
+                    without = _predict(model, cache, silent, x, t, sigmas[step], settings)
+                    x0 = x0 + settings.audio_guidance * (x0 - without)
     return _with_portrait(x0, cache, cond)
 
 
-def commit_chunk(model: CausalDiT, cache: KVCache, latents: Tensor, cond: Conditions) -> None:
+def commit_chunk(model: CachedNetwork, cache: KVCache, latents: Tensor, cond: Conditions) -> None:
     """The clean pass: write keys and values of finished latents ``[B, C, f, H, W]`` and move the cache on."""
     clean = latents.detach().to(model.device)
     model.write_context(clean, clean.new_zeros(clean.shape[0]), cond, cache)
 
 
 def rollout(
-    model: CausalDiT,
+    model: CachedNetwork,
     cond: Conditions,
     noise: Tensor,
     settings: RolloutConfig,
@@ -178,7 +179,7 @@ def _with_portrait(x: Tensor, cache: KVCache, cond: Conditions) -> Tensor:
 
 
 def _predict(
-    model: CausalDiT, cache: KVCache, cond: Conditions, x: Tensor, t: Tensor, sigma: float, settings: RolloutConfig
+    model: CachedNetwork, cache: KVCache, cond: Conditions, x: Tensor, t: Tensor, sigma: float, settings: RolloutConfig
 ) -> Tensor:
     """Clean latents as the network sees them through ``x``."""
     output = model(x, t, cond, cache=cache)

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from livetalk.__main__ import main
-from livetalk.eval import bench, roofline
+from livetalk.eval import bench, roofline, together
 from livetalk.hub import random_models
 from livetalk.types import LiveTalkError
 from tests.live import tiny_identity, tiny_models
@@ -58,8 +58,28 @@ def test_the_command_says_how_the_networks_were_run(capsys: pytest.CaptureFixtur
     sizes = ["--random-weights", "--layers", "2", "--size", "64", "--seconds", "1", "--device", "cpu"]
     assert main(["bench", *sizes, "--linears", "int8", "--compile", "off"]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert figures["engine"] == {"decoder": "full", "linears": "int8", "compile": "off", "undo": "host"}
+    assert figures["engine"] == {
+        "decoder": "full",
+        "linears": "int8",
+        "compile": "off",
+        "batch": "auto",
+        "undo": "host",
+    }
     assert figures["counted_gpu_mb"] > 0 and figures["peak_gpu_mb"] is None
+
+
+def test_sessions_are_measured_together_and_apart(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr(together, "ROUNDS", 1)
+    monkeypatch.setattr(together, "PASS_ROUNDS", 1)
+    sizes = ["--random-weights", "--layers", "2", "--size", "64", "--seconds", "1", "--device", "cpu"]
+    assert main(["bench", *sizes, "--sessions", "2"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (figures["sessions"], figures["engine"]["batch"], figures["layers"]) == (2, "both", 2)
+    for name in ("alone_fps", "apart_fps", "together_fps", "ratio"):
+        assert figures[name] > 0
+    assert figures["streams_per_pass"].keys() <= {"1", "2"}
+    assert all(figures["pass_ms"][str(streams)] > 0 for streams in range(1, 5))
+    assert main(["bench", *sizes, "--sessions", "0"]) == 2
 
 
 def test_a_large_preset_is_benchmarked_with_fewer_layers() -> None:

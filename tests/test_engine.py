@@ -151,7 +151,7 @@ def test_eight_bits_compile_too() -> None:
 
 
 def test_the_environment_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MEMORY", "DECODER", "LINEARS", "COMPILE", "UNDO"):
+    for name in ("MEMORY", "DECODER", "LINEARS", "COMPILE", "BATCH", "UNDO"):
         monkeypatch.delenv(f"LIVETALK_{name}", raising=False)
     assert configured_engine() == Engine()
     monkeypatch.setenv("LIVETALK_MEMORY", "8gb")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import tempfile
 import threading
 import time
@@ -12,8 +13,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from livetalk.engine import Engine
 from livetalk.stream.avatar import Avatar
-from livetalk.stream.capacity import PLACES_VARIABLE, Carried, measured_factor
+from livetalk.stream.capacity import PLACES_VARIABLE, Carried, measured_factor, measured_gain
 from livetalk.stream.pace import CONVERSATION_FACTOR
 from livetalk.stream.talkers.protocol import Heard, Persona
 from livetalk.types import LiveTalkError
@@ -220,6 +222,30 @@ def test_the_line_is_bounded() -> None:
 )
 def test_as_many_sessions_as_the_measured_speed_carries(alone, running, places) -> None:
     assert Carried(alone).places(running) == places
+
+
+@pytest.mark.parametrize(
+    ("gain", "running", "places"),
+    [
+        (1.5, [], 3),
+        (1.5, [2.1 * CONVERSATION_FACTOR], 3),
+        (1.5, [None, 1.6 * CONVERSATION_FACTOR], 3),
+        (1.5, [1.2 * CONVERSATION_FACTOR, 1.3 * CONVERSATION_FACTOR], 2),
+        (1.5, [2.1 * CONVERSATION_FACTOR, 2.1 * CONVERSATION_FACTOR], 3),
+        (1.0, [2.1 * CONVERSATION_FACTOR, 2.1 * CONVERSATION_FACTOR], 2),
+    ],
+)
+def test_sessions_that_share_passes_leave_room_for_more(gain, running, places) -> None:
+    """And no more than was measured together, however fast each is while the others have nothing to do."""
+    assert Carried(2.1 * CONVERSATION_FACTOR, gain).places(running) == places
+
+
+def test_what_sessions_gain_by_sharing_is_measured_where_they_do() -> None:
+    assert measured_gain(Avatar(tiny_models())) == 1.0
+    models = dataclasses.replace(tiny_models(), engine=Engine(compile="off", batch="on"))
+    assert measured_gain(Avatar(models)) >= 1.0
+    assert models.network.passes.total() > 0
+    assert LiveSessions(Avatar(models)).places >= 1
 
 
 def test_places_are_measured_or_configured(monkeypatch) -> None:

@@ -85,6 +85,7 @@ def add_bench_options(bench: argparse.ArgumentParser) -> None:
         bench.add_argument(
             f"--{choice.name}", choices=known, default=None, help=f"instead of LIVETALK_{choice.name.upper()}"
         )
+    bench.add_argument("--sessions", type=int, help="so many streams at once, sharing passes of the network and not")
     bench.add_argument("--talker", default="offline", help="who answers in --conversation")
     bench.add_argument("--turns", type=int, default=10, help="questions of --conversation")
     bench.add_argument("--rounds", type=int, default=20, help="interleaved rounds of --network")

@@ -99,7 +99,7 @@ def run(
         "engine": asdict(engine),
         **figures,
         "counted_gpu_mb": round(budget(models.preset, models.dtype, engine).peak / 2**20, 1),
-        "roofline": roofline.measure(models, _identity(models)),
+        "roofline": roofline.measure(models, made_up_identity(models)),
     }
     return told | ({"ready_s": round(ready_s(preset, device), 2)} if random is None else {})
 
@@ -139,7 +139,7 @@ def measure(models: Models, seconds: float, rounds: int = FIRST_PICTURE_ROUNDS) 
         ``fps`` and ``real_time_factor`` (generated seconds per second, all stages), ``stages`` (milliseconds a chunk,
         p50 and p95), ``peak_rss_mb``, ``peak_gpu_mb`` (None without a GPU), and what the machine was like.
     """
-    identity = _identity(models)
+    identity = made_up_identity(models)
     if models.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(models.device)  # loading is not talking
     first_ms = [1000 * _first_picture_s(models, identity, seed) for seed in range(rounds + 2)][2:]  # two to get warm
@@ -235,7 +235,7 @@ def _stream(models: Models, identity: Identity, seconds: float) -> tuple[float, 
     }
 
 
-def _identity(models: Models) -> Identity:
+def made_up_identity(models: Models) -> Identity:
     """A made-up portrait; speed does not depend on what it shows, except a little in the encoder of pictures."""
     rows = torch.linspace(-1, 1, models.preset.height)[None, :, None]
     columns = torch.linspace(-1, 1, models.preset.width)[None, None, :]

@@ -78,6 +78,7 @@ class KVCache:
         undo_on_host: bool = False,
     ) -> None:
         check_window(settings.window_frames, settings.sink_frames, settings.chunk_frames)
+        self.batch = batch
         self.start_frame = start_frame
         self.stored_frames = 0
         self._chunk = settings.chunk_frames

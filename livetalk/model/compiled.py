@@ -3,7 +3,8 @@
 What surrounds the products of a layer (norms, modulation, rotation, GELU, residual sums) is little arithmetic on large
 tensors; ``torch.compile`` fuses it. A layer is compiled in two halves, before and after its attention. Between them the
 cache is written in place and attention reads it, at places that change from chunk to chunk; so the halves see the same
-shapes and no number of a chunk in all of a stream, and one compilation serves all layers and chunks.
+shapes and no number of a chunk in all of a stream, and one compilation serves all layers and chunks. Streams that meet
+in one pass have other shapes, so each number of streams is compiled once.
 
 CUDA graphs are not used: at 512 x 512 a layer keeps a GPU busy several times longer than its launches take.
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from livetalk.model.attention import AttentionContext
+from livetalk.model.batching import PassBatch
 from livetalk.model.cache import CachePass
 from livetalk.model.conditions import FewKeys
 from livetalk.model.packing import Packable
@@ -100,7 +102,7 @@ class _Layer:
         context: AttentionContext,
     ) -> Tensor:
         """See ``DiTBlock.forward``."""
-        if torch.is_grad_enabled() or not isinstance(context, CachePass):
+        if torch.is_grad_enabled() or not isinstance(context, (CachePass, PassBatch)):
             return DiTBlock.forward(self._block, x, modulations, text, layer, context)
         q, rotated, k, v = self._halves.before(self._block, x, modulations, context.turns)
         attended = context.attend_rotated(layer, q, rotated, k, v)
@@ -136,7 +138,7 @@ def _rotated(x: Tensor, turns: Tensor) -> Tensor:
 
     Args:
         x: ``[B, heads, N, d]``.
-        turns: cosines and sines ``[N, d / 2, 2]``.
+        turns: cosines and sines ``[N, d / 2, 2]``, or of each stream ``[B, 1, N, d / 2, 2]``.
     """
     first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     cosine, sine = turns.unbind(-1)

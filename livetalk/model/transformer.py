@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from livetalk.config import ModelConfig
 from livetalk.model.attention import EPS, AttentionContext, ChunkMask, ClipContext, CrossAttention, SelfAttention
+from livetalk.model.batching import CacheBatch, PassBatch
 from livetalk.model.cache import CachePass, KVCache
 from livetalk.model.conditions import AudioVectors, Conditions, FewKeys, TextKeys, image_condition, pack_audio
 from livetalk.model.embedding import PatchEmbedding, sinusoid
@@ -107,7 +108,9 @@ class DiTBlock(nn.Module):
         x = add(x, self.cross_attn(self.norm3(x).flatten(1, 2), *text).view(x.shape))
         return add(x, self.ffn(modulate(x, shift2, factor2)), gate2)
 
-    def write_keys(self, x: Tensor, modulations: tuple[Tensor, ...], layer: int, context: CachePass) -> None:
+    def write_keys(
+        self, x: Tensor, modulations: tuple[Tensor, ...], layer: int, context: CachePass | PassBatch
+    ) -> None:
         """Only what a later chunk needs of this layer, when nothing behind it is wanted: keys and values."""
         context.write(layer, *self.self_attn.keys_values(modulate(x, *modulations[:2]).flatten(1, 2)))
 
@@ -244,7 +247,7 @@ class CausalDiT(nn.Module):
         cond: Conditions,
         *,
         block_mask: ChunkMask | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | CacheBatch | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
         """Raw network output for noisy latents.
@@ -254,7 +257,7 @@ class CausalDiT(nn.Module):
             t: noise level 0..1000 as floats, ``[B]`` or per frame ``[B, F]``.
             cond: conditions of these frames, prepared or not.
             block_mask: block-causal training without cache; None (and no cache) = bidirectional.
-            cache: rollout: attend to it and write the chunk's keys into the chunk's slot.
+            cache: rollout: attend to it and write the chunk's keys into the chunk's slot; or those of several streams.
             positions: time positions of the frames ``[F]``; default 0..F-1. Not with a cache, which knows them.
 
         Returns:
@@ -275,14 +278,14 @@ class CausalDiT(nn.Module):
             tokens = block(self._hear(tokens, layer, cond), level.layers[layer], _text_of(cond, layer), layer, context)
         return self._unpatch(self.head(tokens, level.head), x)
 
-    def write_context(self, latents: Tensor, t: Tensor, cond: Conditions, cache: KVCache) -> None:
+    def write_context(self, latents: Tensor, t: Tensor, cond: Conditions, cache: KVCache | CacheBatch) -> None:
         """Write keys and values of clean latents into the cache and move on; stops at the last layer's keys.
 
         Args:
             latents: ``[B, 16, f, H, W]``, the chunk that stands at the cache's place.
             t: noise level the network is told, ``[B]`` or ``[B, f]``; 0 for clean latents.
             cond: conditions of the chunk.
-            cache: where to write.
+            cache: where to write; or those of several streams.
         """
         with torch.no_grad():
             cond = self.prepare(cond)

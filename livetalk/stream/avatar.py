@@ -21,6 +21,9 @@ from livetalk.hub import Models, load_models
 from livetalk.media.clips import ClipWriter
 from livetalk.media.pictures import PortraitSource, load_portrait
 from livetalk.media.sound import SpeechSource, duration_s, speech_blocks
+from livetalk.model.conditions import Conditions, image_condition
+from livetalk.model.gathering import Gathered
+from livetalk.rollout import new_cache
 from livetalk.stream.pace import Clock
 from livetalk.stream.performer import Performer
 from livetalk.stream.session import MICROPHONE_BACKLOG_S, Session
@@ -75,6 +78,17 @@ class Avatar:
         performer = Performer(self.models, identity, overlap=False)
         performer.push(AudioChunk(np.zeros(WARM_UP_PICTURES * PLAYBACK_RATE // PICTURES_PER_SECOND, np.float32)))
         deque(performer.pictures(), maxlen=0)
+
+    def warm_up_together(self) -> None:
+        """For who opens several sessions at once: where they share passes of the network, run passes of every size."""
+        network, preset, device = self.models.network, self.preset, self.models.device
+        if not isinstance(network, Gathered):
+            return
+        shape = preset.latent_shape(preset.rollout.chunk_frames)
+        identity = self.identity(np.zeros((preset.height, preset.width, 3), np.uint8))
+        image = image_condition(identity.portrait_latent.to(device), shape.frames, first_frame=1)
+        cond = Conditions(image, None, identity.text.to(device))
+        network.warm_up(cond.portrait, cond, new_cache(network, preset.rollout, shape))
 
     def identity(self, portrait: PortraitSource, prompt: str | None = None) -> Identity:
         """Who is drawn.

@@ -6,8 +6,10 @@ This module knows neither visitors nor pages.
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -25,16 +27,18 @@ class Carried:
 
     Args:
         alone: real-time factor of a session that has the machine for itself.
+        gain: how much more sessions make together, because they share passes of the network; 1 = they only share time.
     """
 
-    def __init__(self, alone: float) -> None:
-        self._alone = alone
+    def __init__(self, alone: float, gain: float = 1.0) -> None:
+        self._alone, self._gain = alone, gain
 
     def places(self, running: Sequence[float | None]) -> int:
         """At least 1.
 
         A session that is alone tells what the machine can do. Sessions that run together slow each other down, at most
-        to their share; if all their factors together say less than what was measured before, that is what counts.
+        to their share of what they can do together; if all their factors together say less, that is what counts. They
+        never say more: sessions that happen not to work at the same time are each as fast as one alone.
 
         Args:
             running: real-time factors of the sessions that are on; None = not known yet.
@@ -42,8 +46,39 @@ class Carried:
         known = [factor for factor in running if factor is not None]
         if known and len(running) == 1:
             self._alone = known[0]
-        carried = min(self._alone, len(running) * min(known)) if known else self._alone
+        carried = self._alone * self._gain
+        if known and len(running) > 1:
+            carried = min(carried, len(running) * min(known))
         return max(1, int(carried / CONVERSATION_FACTOR))
+
+
+def measured_gain(avatar: Avatar) -> float:
+    """How much more two streams at once make than one alone, at least 1; 1 where they share no passes.
+
+    More than two would gain more, if anything.
+    """
+    if not avatar.models.engine.batches(avatar.models.device):
+        return 1.0
+    return max(1.0, 2 * _making_s(avatar, 1) / _making_s(avatar, 2))
+
+
+def _making_s(avatar: Avatar, streams: int) -> float:
+    """Seconds until so many streams, begun at once, have each made some chunks of silence."""
+    preset = avatar.preset
+    identity = avatar.identity(np.zeros((preset.height, preset.width, 3), np.uint8))
+
+    def perform(performer: Performer) -> None:
+        performer.push(AudioChunk(np.zeros(MEASURED_PICTURES * PLAYBACK_RATE // PICTURES_PER_SECOND, np.float32)))
+        deque(performer.pictures(), maxlen=0)
+
+    performers = [Performer(avatar.models, identity) for _ in range(streams)]
+    with ThreadPoolExecutor(streams) as threads:
+        begin_s = time.perf_counter()
+        deque(threads.map(perform, performers), maxlen=0)
+        spent_s = time.perf_counter() - begin_s
+    for performer in performers:
+        performer.close()
+    return spent_s
 
 
 def measured_factor(avatar: Avatar) -> float:

@@ -177,7 +177,7 @@ class ChunkMaker:
         cond = self._conditions(index, self._driven(index, rows))
         noise = chunk_noise(self._seed, index, self._shape, len(self._settings.timesteps))
         with self._times.stage("denoise"):
-            latents = denoise_chunk(self._models.transformer, self._cache, cond, noise, self._settings)
+            latents = denoise_chunk(self._models.network, self._cache, cond, noise, self._settings)
         first, stop = picture_span(index * self._frames, self._frames)
         decoded = Decoding(latents, self._decoding, partial(self._decode, self._made()), self._thread, self._parking)
         take = Take(index, first, stop, cond, latents, decoded, before)
@@ -234,7 +234,7 @@ class ChunkMaker:
 
     def _new_cache(self) -> KVCache:
         on_host = self._models.engine.undo == "host"
-        return new_cache(self._models.transformer, self._settings, self._shape, undo_on_host=on_host)
+        return new_cache(self._models.network, self._settings, self._shape, undo_on_host=on_host)
 
     def _commit_newest(self) -> None:
         """Write the newest chunk into the cache, if that was not done."""
@@ -242,7 +242,7 @@ class ChunkMaker:
         if take is None:
             return
         with self._times.stage("commit"):
-            commit_chunk(self._models.transformer, self._cache, take.latents, take.cond)
+            commit_chunk(self._models.network, self._cache, take.latents, take.cond)
         self._past = self._past.then(self._committed(take), self._settings)
 
     def _before(self) -> Before:
@@ -277,9 +277,9 @@ class ChunkMaker:
         """Write a finished chunk into the cache under ``text``; returns the words as the network takes them."""
         image = self._look.images[0 if self._cache.next_frame == 0 else 1]
         cond = Conditions(image=image, audio=AudioVectors(chunk.audio), text=text)
-        cond = self._models.transformer.prepare(cond)
+        cond = self._models.network.prepare(cond)
         with self._times.stage("retell"):
-            commit_chunk(self._models.transformer, self._cache, chunk.latents, cond)
+            commit_chunk(self._models.network, self._cache, chunk.latents, cond)
         return cond.text
 
     def _committed(self, take: Take) -> Committed:
@@ -299,7 +299,7 @@ class ChunkMaker:
 
     def _driven(self, index: int, rows: Tensor) -> Tensor:
         """Rows with what is not heard but drawn from the seed, where the network was trained with it."""
-        width = self._models.transformer.config.drive_width
+        width = self._models.network.config.drive_width
         first, stop = picture_span(index * self._frames, self._frames)
         columns = torch.from_numpy(driven(self._seed, first, stop - first, width)).to(rows)
         return torch.cat((rows, columns.expand(len(rows), -1, -1)), dim=2)
@@ -311,7 +311,7 @@ class ChunkMaker:
 
     def _worded(self, cond: Conditions) -> Conditions:
         """Conditions as the network takes them; the words' keys are computed once."""
-        prepared = self._models.transformer.prepare(cond)
+        prepared = self._models.network.prepare(cond)
         self._text = prepared.text
         return prepared
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from livetalk.media.pictures import load_portrait
 from livetalk.stream.avatar import Avatar
-from livetalk.stream.capacity import Carried, configured_places, measured_factor
+from livetalk.stream.capacity import Carried, configured_places, measured_factor, measured_gain
 from livetalk.stream.talk import TalkSession
 from livetalk.stream.talkers.registry import talker_chain
 from livetalk.types import LiveTalkError, Pictures
@@ -66,7 +66,8 @@ class LiveSessions:
         self.avatar, self.limit_s, self.talkers = avatar, limit_s, talkers
         self._elsewhere = elsewhere
         self._fixed = places or configured_places()
-        self._carried = Carried(0.0 if self._fixed or elsewhere else measured_factor(avatar))
+        measured = self._fixed is None and elsewhere is None
+        self._carried = Carried(measured_factor(avatar), measured_gain(avatar)) if measured else Carried(0.0)
         self._line = Line(lambda: self.places)
         self._visits: dict[str, Visit] = {}
         self._kept: Shelf[Kept] = Shelf(KEPT_RECORDINGS, KEPT_S, lambda kept: kept.recorder.discard())

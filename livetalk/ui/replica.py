@@ -19,7 +19,7 @@ import torch
 
 from livetalk.config import Preset
 from livetalk.stream.avatar import Avatar, load
-from livetalk.stream.capacity import measured_factor
+from livetalk.stream.capacity import measured_factor, measured_gain
 from livetalk.stream.grid import Grid
 from livetalk.stream.performer import Performer
 from livetalk.stream.session import Session
@@ -92,18 +92,20 @@ class Replica:
         self._live: dict[str, _Live] = {}
         self._clips: dict[str, Performer] = {}
 
-    def load(self) -> tuple[Preset, float]:
+    def load(self) -> tuple[Preset, float, float]:
         """Load the models and warm them up; called once before everything else.
 
         Returns:
-            The preset, and the real-time factor of one stream that has the replica for itself.
+            The preset, the real-time factor of one stream that has the replica for itself, and what streams that run
+            together gain; see ``Carried``.
 
         Raises:
             LiveTalkError: see ``livetalk.stream.avatar.load``.
         """
         torch.set_num_threads(self._threads)
         self._avatar = load(*self._source)
-        return self._avatar.preset, measured_factor(self._avatar)
+        self._avatar.warm_up_together()
+        return self._avatar.preset, measured_factor(self._avatar), measured_gain(self._avatar)
 
     def live_on(self) -> None:
         """Never returns: whoever waits for it learns when this process has died."""

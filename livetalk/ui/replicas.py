@@ -201,7 +201,7 @@ class Replicas:
             slot.engine = engine = self._make()
             place = _Place(self._ray, engine, self._lost)
             try:
-                preset, alone = place.call("load", limit_s=START_S)
+                preset, alone, gain = place.call("load", limit_s=START_S)
             except LiveTalkError as error:
                 self._note_problem(slot, error)
                 continue
@@ -211,7 +211,7 @@ class Replicas:
                 self._note_problem(slot, LiveTalkError("A replica died before its model was loaded; the log says why."))
                 continue
             with self._changed:
-                self._preset, slot.carried, slot.problem = preset, Carried(alone), None
+                self._preset, slot.carried, slot.problem = preset, Carried(alone, gain), None
                 self._changed.notify_all()
             with contextlib.suppress(ReplicaLostError):
                 place.call("live_on")
