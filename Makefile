@@ -32,7 +32,8 @@ space: $(VENV)/.demo  ## publish this clone as a Hugging Face Space: make space 
 	$(PY) -m livetalk space --repo "$(REPO)" $(SPACE_ARGS)
 
 test: $(VENV)/.dev  ## all tests (CPU, no network)
-	$(PY) -m pytest -m "not soak and not gpu"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not soak and not gpu and not live" -n auto --maxprocesses 4 --dist loadfile
+	$(PY) -m pytest -m "live and not soak and not gpu"
 
 check: $(VENV)/.dev  ## lint, format, types
 	$(VENV)/bin/ruff check .

@@ -16,6 +16,43 @@ ROOT = Path(__file__).parents[1]
 
 SKIPPED: list[str] = []
 
+LIVE = [
+    "app",
+    "away",
+    "bad_input",
+    "batching",
+    "browser",
+    "browser_talk",
+    "chat_api",
+    "client",
+    "conversation",
+    "conversation_bench",
+    "download",
+    "hosted_talker",
+    "hub",
+    "lent",
+    "live_sessions",
+    "local_talkers",
+    "offline_talker",
+    "publish",
+    "readme",
+    "realtime_talker",
+    "replicas",
+    "session",
+    "snapshot",
+    "soak_conversation",
+    "soak_performer",
+    "talker_process",
+]
+"""Modules with servers, browsers, processes or real time; the others may run side by side."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    live = {f"test_{name}" for name in LIVE}
+    for item in items:
+        if item.path.stem in live:
+            item.add_marker(pytest.mark.live)
+
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.skipped and not hasattr(report, "wasxfail"):

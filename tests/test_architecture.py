@@ -154,7 +154,7 @@ def test_every_requirement_is_imported_somewhere() -> None:
     tests = {path: ast.parse(path.read_text("utf-8")) for path in (ROOT / "tests").glob("*.py")}
     used = {target.split(".")[0] for tree in {**PARSED, **tests}.values() for target, _ in imports(tree)}
     provided = packages_distributions()
-    tools = {"ruff", "mypy", "setuptools"}  # run, not imported
+    tools = {"ruff", "mypy", "setuptools", "pytest-xdist"}  # run, not imported
     for file in REQUIREMENTS:
         for name in requirement_names(file):
             modules = {m for m, dists in provided.items() if name in [d.lower().replace("_", "-") for d in dists]}

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from livetalk.stream import conversation as conversation_module
+from livetalk.stream.conversation import Conversation
 from livetalk.stream.reply import Reply
 from livetalk.stream.talk import TalkSession
 from livetalk.stream.talkers.protocol import Heard, Message, Persona, SpeechPiece, TalkerError, VisitorTurn
@@ -333,3 +335,38 @@ def test_another_mood_and_another_face_in_mid_conversation() -> None:
 
 def _portrait(seed: int) -> torch.Tensor:
     return torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_a_talker_waits_until_the_first_pictures_of_its_reply_have_left(monkeypatch) -> None:
+    monkeypatch.setattr(conversation_module, "BEGINNING_S", 60.0)
+    changed = threading.Condition()
+    talk = Conversation([Scripted()], Persona(), TurnTaker(LoudDetector()), changed, lambda: 0.0, lambda: 0)
+    with changed:
+        talk.write("hello")
+        reply = talk.reply
+        assert changed.wait_for(lambda: reply.is_enough, 20.0)
+        assert not changed.wait_for(lambda: len(reply.waiting) > 3, 0.2), "three words are enough to begin with"
+        reply.has_left = True
+        changed.notify_all()
+        assert changed.wait_for(lambda: reply.is_finished, 20.0)
+        assert len(reply.waiting) == len(WORDS)
+        talk.write("and now")
+        assert changed.wait_for(lambda: talk.reply is not reply and talk.reply.is_enough, 20.0)
+        talk.close()
+    talk.join()
+    assert not talk._thread.is_alive(), "nor is the end waited for"
+
+
+def test_pictures_that_leave_let_the_talker_go_on(monkeypatch) -> None:
+    monkeypatch.setattr(conversation_module, "BEGINNING_S", 60.0)
+    visit, clock = conversation()
+    clock.wait = lambda changed, timeout_s: HandClock.wait(clock, changed, timeout_s)  # it never comes to rest
+    stream = visit.pictures()
+    next(stream)
+    visit.write("hello")
+    while not next(stream).speaking:
+        pass
+    next(stream)
+    assert visit.conversation.reply.has_left
+    stream.close()
+    visit.stop()

@@ -15,6 +15,7 @@ import torch
 from livetalk import voice
 from livetalk.stream import vad
 from livetalk.stream.turns import (
+    LONGEST_TAIL,
     SLICE_SAMPLES,
     TurnEnded,
     TurnRules,
@@ -106,6 +107,21 @@ def test_silence_after_speech_pauses_and_then_ends_the_turn() -> None:
     assert not ended.forced
     for event in (paused, ended):
         assert (event.onset_sample, event.speech_stop_sample) == (20 * SLICE_SAMPLES, stop * SLICE_SAMPLES)
+
+
+@pytest.mark.parametrize(("faint", "taken_back"), [(2, 2), (3, 3), (9, LONGEST_TAIL)])
+def test_a_voice_ends_where_it_was_last_heard_not_where_the_detector_lets_go(faint: int, taken_back: int) -> None:
+    loud = 20
+    taker = TurnTaker(Script("X" * (loud + faint)))
+    events: list[Any] = []
+    for index in range(loud + faint + END):
+        level = 0.5 if index < loud else 0.01
+        events += taker.push(np.full(SLICE_SAMPLES, level, np.float32))
+    stop = loud + faint - taken_back
+    assert seen(events) == [("VoiceStarted", START), ("VoicePaused", stop + PAUSE), ("TurnEnded", stop + END)]
+    ended = events[-1]
+    assert ended.speech_stop_sample == stop * SLICE_SAMPLES
+    assert len(ended.samples) == (stop + END) * SLICE_SAMPLES, "nothing of it is lost"
 
 
 def test_what_was_heard_is_the_turn_up_to_the_pause() -> None:

@@ -76,8 +76,6 @@ class Performer:
         self._held_from: int | None = None
         self._left_before_hold = 0
         self.generation = 0
-        self.is_awaited = False
-        """Live: speech is about to begin, so silence is made late: its chunk would only be made again."""
         self.ahead_s = 0.0
         """Live: how long before they are due on screen the latest pictures left."""
 
@@ -227,7 +225,7 @@ class Performer:
             return max(0.0, self._playback.due_in_s(self._piece_stop()))
         if self._sound_is_there(self._next_chunk):
             return 0.0
-        return max(0.0, self._playback.ahead_s(self._next_picture) - self._silence_s())
+        return max(0.0, self._playback.ahead_s(self._next_picture) - self._urgent_s)
 
     @property
     def next_picture(self) -> int:
@@ -304,11 +302,6 @@ class Performer:
         """Give back the decoding thread, if there is one."""
         self._maker.close()
 
-    def _silence_s(self) -> float:
-        """How long before it is due a chunk is made with silence: late only while sound may still come for it."""
-        late_s = self._urgent_s if self._track.open else self.margin_s
-        return late_s if self._track.open or self.is_awaited or not self._playback else self._playback.lead_s
-
     def _is_ready(self, take: Take) -> bool:
         """Whether the next picture to leave does not wait for a decoder."""
         return take.decoded.is_ready(self._grid.frame_of(max(take.first, self._next_picture)))
@@ -338,7 +331,7 @@ class Performer:
         if self._playback is None:
             first = max(self._grid.span(self._next_chunk)[0], self._next_picture)
             return self._sound_is_there(self._next_chunk) and (self._track.open or first < self._track.next_picture)
-        urgent = not self._playback.begun or self._playback.ahead_s(self._next_picture) <= self._silence_s()
+        urgent = not self._playback.begun or self._playback.ahead_s(self._next_picture) <= self._urgent_s
         return self._sound_is_there(self._next_chunk) or (urgent and not waiting)
 
     def _make(self) -> None:

@@ -233,7 +233,6 @@ class TalkSession(Session):
                 self._performer.change_look(look)
             void = self._clear() if self._cleared is not None else None
             reply = self.conversation.reply
-            self._performer.is_awaited = reply is not None and self._spoken is not reply
             if self._spoken is not None and self._spoken is not reply:
                 self._performer.withdraw()
                 self._performer.push(SpeechEnd())
