@@ -24,7 +24,7 @@ def add_kinds(kinds: Any, add_model_options: Callable[[argparse.ArgumentParser],
     clips.add_argument("--seconds", type=float, default=None, help="length of each clip (whole; 12 when drawn)")
     clips.add_argument("--long", type=int, default=None, help="number of 60 s clips (all of the set; 2 when drawn)")
     clips.add_argument("--words", type=int, default=None, help="faces that are told every mood and motion")
-    clips.add_argument("--silent", type=int, default=2, help="faces that listen to 30 s of silence")
+    clips.add_argument("--silent", type=int, default=8, help="faces that listen to 30 s of silence")
     long = kinds.add_parser("long", help="one face talks for minutes; or the ablation of the identity sinks")
     long.add_argument("--minutes", type=int, default=10, help="stretches of a rollout, the last one like the first")
     long.add_argument("--stretch", type=float, default=None, help="seconds of a stretch (60)")

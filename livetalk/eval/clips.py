@@ -65,7 +65,7 @@ class Plan:
     clips: int | None = None
     seconds: float | None = None
     long_clips: int | None = None
-    silent_clips: int = 2
+    silent_clips: int = 8
     silent_s: float = 30.0
     words: int | None = None
 
