@@ -259,6 +259,24 @@ def test_idle_is_alive_and_silent() -> None:
     assert (changes > 0).all(), "never a frozen picture"
 
 
+def test_a_reply_is_made_once_although_its_speech_comes_piece_by_piece() -> None:
+    clock = HandClock()
+    player = performer(clock=clock, lead_s=LEAD_S)
+    live(player, clock, 30)
+    made, make = [], player._maker.make
+    player._maker.make = lambda index, rows: made.append(index) or make(index, rows)
+    first = player.hold(0.04)
+    for _ in range(6):
+        player.push(AudioChunk(babble(0.25)))
+        while player.next_pictures() is not None:
+            pass
+    player.release(1)
+    pieces = live(player, clock, first + 8)
+    assert made.count(player._grid.chunk_of(first)) == 1
+    assert sound_of(pieces).any()
+    assert player.late_s == 0
+
+
 def test_late_pictures_move_the_clock_and_are_counted() -> None:
     clock = HandClock()
     player = performer(clock=clock, lead_s=LEAD_S)

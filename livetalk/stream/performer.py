@@ -31,8 +31,8 @@ from livetalk.types import MODEL_SAMPLES_PER_PICTURE, PICTURES_PER_SECOND, Audio
 
 SAFETY_PICTURES = 2
 """After ``clear`` at least so many pictures after the one on screen stay: new ones must be made and arrive."""
-CALM_FACTOR = 1.6
-"""Allowance on the time a chunk takes after an interruption; where somebody waits it is an ``Allowance``."""
+CALM_FACTOR, FIRST_FACTOR = 1.6, 1.1
+"""Allowance on the time a chunk takes after an interruption, and for the first of a reply whose sound is on its way."""
 SPEAKING_LEVEL = 0.01
 """Pieces whose sound stays under this amplitude count as silence in what is shown as the state."""
 
@@ -72,9 +72,9 @@ class Performer:
         self._track = SoundTrack(models.audio)
         self._takes: deque[Take] = deque()
         self._next_chunk = self._next_picture = 0
-        self._urgent_s = LEAST_MARGIN_S
         self._held_from: int | None = None
-        self._left_before_hold = 0
+        self._promised: int | None = None
+        self._left_before_hold, self._urgent_s = 0, LEAST_MARGIN_S
         self.generation = 0
         self.ahead_s = 0.0
         """Live: how long before they are due on screen the latest pictures left."""
@@ -146,7 +146,8 @@ class Performer:
         soonest = self._grid.soonest(self._playback, self._speed.making_s, self._haste.factor)
         first = max(math.ceil((self._playback.position_s + delay_s) * PICTURES_PER_SECOND), soonest)
         first = max(first, self._track.next_picture, self._takes[0].first if self._takes else self._next_picture)
-        self._held_from, self._left_before_hold = first, self._next_picture
+        self._held_from = self._promised = first
+        self._left_before_hold = self._next_picture
         self._next_picture = min(self._next_picture, first)
         return first
 
@@ -225,7 +226,7 @@ class Performer:
             return max(0.0, self._playback.due_in_s(self._piece_stop()))
         if self._sound_is_there(self._next_chunk):
             return 0.0
-        return max(0.0, self._playback.ahead_s(self._next_picture) - self._urgent_s)
+        return max(0.0, self._playback.ahead_s(self._next_picture) - self._late_s())
 
     @property
     def next_picture(self) -> int:
@@ -302,6 +303,12 @@ class Performer:
         """Give back the decoding thread, if there is one."""
         self._maker.close()
 
+    def _late_s(self) -> float:
+        """So close to playback a chunk is made with what sound there is; a reply's first waits as long as it can."""
+        if self._promised is None or self._first.awaited != self._promised:
+            return self._urgent_s
+        return min(self._urgent_s, FIRST_FACTOR * self._speed.making_s(self._grid.frame_of(self._promised) + 1))
+
     def _is_ready(self, take: Take) -> bool:
         """Whether the next picture to leave does not wait for a decoder."""
         return take.decoded.is_ready(self._grid.frame_of(max(take.first, self._next_picture)))
@@ -331,7 +338,7 @@ class Performer:
         if self._playback is None:
             first = max(self._grid.span(self._next_chunk)[0], self._next_picture)
             return self._sound_is_there(self._next_chunk) and (self._track.open or first < self._track.next_picture)
-        urgent = not self._playback.begun or self._playback.ahead_s(self._next_picture) <= self._urgent_s
+        urgent = not self._playback.begun or self._playback.ahead_s(self._next_picture) <= self._late_s()
         return self._sound_is_there(self._next_chunk) or (urgent and not waiting)
 
     def _make(self) -> None:
