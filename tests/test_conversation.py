@@ -370,3 +370,25 @@ def test_pictures_that_leave_let_the_talker_go_on(monkeypatch) -> None:
     assert visit.conversation.reply.has_left
     stream.close()
     visit.stop()
+
+
+def test_a_talker_listens_on_when_the_first_pictures_after_an_interruption_are_made(monkeypatch) -> None:
+    monkeypatch.setattr(conversation_module, "CALMING_S", 60.0)
+    visit, clock = conversation()
+    talker = visit.conversation.talker
+    stream = visit.pictures()
+    next(stream)
+    visit.write("hello")
+    while not next(stream).speaking:
+        pass
+    take(stream, clock, 1.0)
+    with visit._changed:
+        heard, voice = talker.heard_samples, np.full(MODEL_RATE, 0.2, np.float32)
+        visit.listen(voice, MODEL_RATE)
+        assert not visit.conversation.is_calm, "that was an interruption"
+        assert not visit._changed.wait_for(lambda: talker.heard_samples > heard, 0.2), "a machine may have few cores"
+    while not visit.conversation.is_calm:
+        next(stream)
+    with visit._changed:
+        assert visit._changed.wait_for(lambda: talker.heard_samples > heard, 20.0)
+    visit.stop()

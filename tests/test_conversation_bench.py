@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from livetalk.eval import browser_talk, conversation
-from livetalk.eval.player import LEAD_S, SPARE_S, Screen
+from livetalk.eval.player import LEAD_S, LEAST_SPARE_S, SOON_S, SPARE_S, Screen
 from livetalk.stream.avatar import Avatar
 from livetalk.stream.talkers.protocol import Heard
 from livetalk.types import PLAYBACK_SAMPLES_PER_PICTURE, LiveTalkError
@@ -69,6 +69,27 @@ def test_the_screen_wins_back_in_silence_what_a_late_message_cost() -> None:
     assert screen.picture_s(30.0) == pytest.approx(10.0 + SPARE_S + 319 / 16, abs=0.07)
 
 
+def test_silence_grows_where_little_comes_late_and_speech_does_not() -> None:
+    screen = Screen()
+    screen.push(message(0, 4), tone(4, 0.0), 10.0)
+    screen.push(message(4, 4), tone(4, 0.5), 10.38)
+    assert screen.stalls == 0 and screen.held_s == pytest.approx(0.05), "30 ms late, and 20 to be sure"
+    assert screen.first_loud_s(0) == pytest.approx(10.38 + SOON_S)
+    screen.push(message(8, 4), tone(4, 0.0), 10.70)
+    assert screen.stalls == 1 and screen.held_s == pytest.approx(0.05), "speech breaks off"
+    screen.push(message(12, 4), tone(4, 0.0), 10.80 + 0.25 + 0.06)
+    assert screen.stalls == 2, "nobody misses a picture that stays too long"
+
+
+def test_silence_grows_where_all_messages_come_at_the_last_moment() -> None:
+    screen = Screen()
+    screen.push(message(0, 4), tone(4, 0.0), 10.0)
+    for number in range(1, 20):
+        screen.push(message(4 * number, 4, ahead_s=0.2), tone(4, 0.0), 9.888 + number / 4 + 0.15 * (number == 9))
+    assert (screen.stalls, screen.longest_held_s) == (0, pytest.approx(LEAST_SPARE_S - 0.012, abs=1e-4))
+    assert screen.held_s == pytest.approx(LEAST_SPARE_S - 0.012, abs=1e-4), "a single late one changes nothing"
+
+
 def test_questions_are_answered_and_interrupted() -> None:
     talker = Scripted(lambda *_: [Heard("a question"), *words(["word"] * 12)])
     figures = conversation.measure(Avatar(tiny_models()), conversation.questions(2), talkers=[talker])
@@ -96,7 +117,7 @@ def test_what_the_browser_told_becomes_figures() -> None:
         "sound": run(2_800, 3_500) + run(3_900, 5_400) + run(6_900, 9_000),
         "turns": [{"sound": 2_790, "picture": 2_830}, {"sound": 6_900, "picture": None}],
         "ducks": [100, 5_090],
-        "counters": {"stalls": 1, "stallMs": 40, "slippedMs": 30},
+        "counters": {"stalls": 1, "stallMs": 40, "slippedMs": 30, "heldMs": 12, "longestHeldMs": 9},
         "drawn": [{"index": 9, "offsetMs": -4}, {"index": 10, "offsetMs": 50}, {"index": 21, "offsetMs": 8}],
     }
     figures = browser_talk.figures(told)

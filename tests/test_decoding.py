@@ -123,8 +123,9 @@ def test_what_is_begun_soonest_is_ready_in_time(at_s: float, allowance: float) -
 
 
 def test_an_allowance_grows_with_what_came_late_and_shrinks_again() -> None:
-    allowance = Allowance()
+    allowance = Allowance(1.3)
     calm = allowance.factor
+    assert calm == 1.3
     allowance.note(0.2, 0.3)
     assert allowance.factor >= 1.5 > calm
     for _ in range(REMEMBERED_HASTE):

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from livetalk.stream.chunks import ChunkMaker
+from livetalk.stream.grid import SAFETY_PICTURES
 from livetalk.stream.pace import StageTimes
-from livetalk.stream.performer import SAFETY_PICTURES
 from livetalk.types import (
     MODEL_RATE,
     MODEL_SAMPLES_PER_PICTURE,

@@ -83,8 +83,8 @@ TOLD = """() => {
   return {
     offset_p50_ms: at(0.5), offset_p95_ms: at(0.95), offset_most_ms: at(1),
     heap_mb: Math.round(performance.memory.usedJSHeapSize / 2 ** 20), stalls: player.counters.stalls,
-    slippedMs: player.counters.slippedMs, lost: player.counters.lostFragments, errors: player.counters.decodeErrors,
-    frames: player.frames.size,
+    slippedMs: player.counters.slippedMs, heldMs: player.counters.heldMs, lost: player.counters.lostFragments,
+    errors: player.counters.decodeErrors, frames: player.frames.size,
   };
 }"""
 

@@ -84,9 +84,10 @@ def run(preset: str = "mini", rounds: int = ROUNDS, seconds: float = CLIP_S) -> 
         seconds: length of the clip that is played whole.
 
     Returns:
-        ``stalls`` and ``stall_ms`` while the clip plays, ``stop_ms`` (click -> last sound heard), ``first_picture_ms``
-        (click on Start -> drawn), ``sound_to_picture_ms`` (how long after its sound a picture is drawn), each with
-        p50 and p95; ``mirror_delay_s``; pictures received, drawn and skipped; and what the machine was like.
+        ``stalls``, ``stall_ms`` and ``held_ms`` (silence made longer) while the clip plays; ``stop_ms`` (click -> last
+        sound heard), ``first_picture_ms`` (click on Start -> drawn), ``sound_to_picture_ms`` (how long after its sound
+        a picture is drawn), each with p50 and p95; ``mirror_delay_s``; pictures received, drawn and skipped; and what
+        the machine was like.
 
     Raises:
         LiveTalkError: no Chromium, no playwright, no ``app.py`` (not a clone), or the server did not start.
@@ -127,6 +128,7 @@ def _play_whole(page: Any, clip: Path) -> dict[str, Any]:
     return {
         "stalls": counters["stalls"],
         "stall_ms": counters["stallMs"],
+        "held_ms": counters["heldMs"],
         "received": counters["received"],
         "drawn": counters["drawn"],
         "skipped": counters["skipped"],

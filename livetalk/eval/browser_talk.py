@@ -69,8 +69,9 @@ def converse(preset: str, clips: Sequence[np.ndarray], rate: int) -> dict[str, A
 
     Returns:
         As ``livetalk.eval.conversation.measure`` names them: ``answered``, ``end_of_speech_to_first_sound_ms``,
-        ``..._to_first_picture_ms``, ``interrupt_to_silence_ms``, ``duck_ms``; ``stalls`` of the player, and
-        ``border_offset_ms``, how far sound and picture are apart at the borders of chunks (over the last six minutes).
+        ``..._to_first_picture_ms``, ``interrupt_to_silence_ms``, ``duck_ms``; ``stalls`` of the player; ``held_ms`` and
+        ``longest_held_ms``, by how much it made silence longer; and ``border_offset_ms``, how far sound and picture are
+        apart at the borders of chunks (over the last six minutes).
 
     Raises:
         LiveTalkError: no Chromium, no playwright, no ``app.py`` (not a clone), or the server did not start.
@@ -130,6 +131,8 @@ def figures(told: dict[str, Any]) -> dict[str, Any]:
         "stalls": told["counters"]["stalls"],
         "stall_ms": told["counters"]["stallMs"],
         "slipped_ms": told["counters"]["slippedMs"],
+        "held_ms": told["counters"]["heldMs"],
+        "longest_held_ms": told["counters"]["longestHeldMs"],
         "border_offset_ms": {**spread_ms([(0, one) for one in apart], unit_s=1e-3), "most": max(apart, default=None)},
     }
 

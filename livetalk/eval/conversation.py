@@ -127,9 +127,9 @@ def measure(avatar: Avatar, clips: Sequence[np.ndarray], talkers: Sequence[Any] 
         ``end_of_speech_to_first_sound_ms``, ``end_of_speech_to_first_picture_ms`` (end of the visitor's voice -> heard,
         seen), ``interrupt_to_silence_ms`` (onset of the interrupting voice -> last sound), ``duck_ms`` (onset -> told
         to be less loud), each with p50, p95 and n; ``answered`` questions, ``real_time_factor``, ``late_s``,
-        ``stalls``, ``slipped_s`` (silence made shorter), ``talker`` at the end, its ``notice``, ``gpu_used_mb`` (most
-        of the whole GPU that was in use, the talker's process and everybody else's included; None without a GPU), and
-        what the machine was like.
+        ``stalls``, ``slipped_s`` and ``held_s`` (silence made shorter, and longer), ``talker`` at the end, its
+        ``notice``, ``gpu_used_mb`` (most of the whole GPU that was in use, the talker's process and everybody else's
+        included; None without a GPU), and what the machine was like.
     """
     chain = registry.talker_chain("offline") if talkers is None else talkers
     session = avatar.conversation(_portrait(avatar), talkers=chain)
@@ -155,6 +155,8 @@ def measure(avatar: Avatar, clips: Sequence[np.ndarray], talkers: Sequence[Any] 
         "late_s": round(session.late_s, 3),
         "stalls": script.screen.stalls,
         "slipped_s": round(script.screen.slipped_s, 3),
+        "held_s": round(script.screen.held_s, 3),
+        "longest_held_s": round(script.screen.longest_held_s, 3),
         "talker": session.conversation.talker.title,
         "notice": session.conversation.notice,
         "gpu_used_mb": used.most_mb,

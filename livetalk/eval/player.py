@@ -1,8 +1,8 @@
 """A player without a browser: when would a visitor hear and see what was sent? The rules are those of ``player.js``.
 
 Sound is scheduled a little after the first message and then without a gap; a message that comes too late moves sound
-and pictures, and silence is made shorter until that is made up for; a new generation replaces everything from its first
-picture on. This module does not know who sends.
+and pictures, and silence is made shorter until that is made up for; silence is made longer where little would be too
+late; a new generation replaces everything from its first picture on. This module does not know who sends.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from livetalk.types import PICTURES_PER_SECOND, PLAYBACK_RATE
 
 LEAD_S = 0.1
 LEAST_AHEAD_S = 0.01
+SOON_S = 0.02
 SPARE_S = 0.04
+LEAST_SPARE_S = 0.02
 LEAST_SLIP_S = 0.005
 RECENT = 16
+FEW = 4
 SILENT = 0.005
 LOUD = 0.01
 REMEMBERED_S = 120.0
@@ -48,10 +51,15 @@ class Screen:
         self._generation: int | None = None
         self._end_s: float | None = None
         self._spares_s: deque[float] = deque(maxlen=RECENT)
+        self._is_quiet = True
         self.stalls = 0
         """Messages that came too late."""
         self.slipped_s = 0.0
         """By how much silence was made shorter."""
+        self.held_s = 0.0
+        """By how much silence was made longer."""
+        self.longest_held_s = 0.0
+        """The most by which a picture stayed longer than it should."""
 
     def push(self, header: dict[str, Any], sound: np.ndarray, now_s: float) -> None:
         """Take a message.
@@ -68,16 +76,14 @@ class Screen:
             self._generation = header["generation"]
         if not header["pictures"]:
             return
-        at_s, pictures = now_s + LEAD_S, header["pictures"]
-        if self._end_s is not None and self._end_s >= now_s + LEAST_AHEAD_S:
-            at_s = self._end_s
-        elif self._end_s is not None:
-            self.stalls += 1
-            self._spares_s.clear()
-        slip_s = self._slip_s(at_s - now_s - header["facts"].get("ahead_s", 0.0), sound)
-        sound = sound[: len(sound) - round(slip_s * PLAYBACK_RATE)]
+        at_s, pictures = self._at_s(now_s), header["pictures"]
+        self._spares_s.append(at_s - now_s - header["facts"].get("ahead_s", 0.0))
+        self._is_quiet = bool(np.abs(sound).max(initial=0.0) < SILENT)
+        stretch_s = self._stretch_s() if self._is_quiet else 0.0
+        longer = round(stretch_s * PLAYBACK_RATE)
+        sound = np.pad(sound, (0, longer)) if longer > 0 else sound[: len(sound) + longer]
         self._segments.append(_Segment(at_s, header["first"], pictures, sound, now_s))
-        self._end_s = at_s + pictures / PICTURES_PER_SECOND - slip_s
+        self._end_s = at_s + pictures / PICTURES_PER_SECOND + stretch_s
         while self._segments[0].stop_s < now_s - REMEMBERED_S:
             self._segments.popleft()
 
@@ -107,23 +113,44 @@ class Screen:
                 return max(segment.at_s + into, segment.came_s)
         return None
 
-    def _slip_s(self, spare_s: float, sound: np.ndarray) -> float:
-        """By how much a message is made shorter, given the time that is spare before it is heard."""
+    def _at_s(self, now_s: float) -> float:
+        """When a message that comes now is heard."""
+        if self._end_s is None:
+            return now_s + LEAD_S
+        if self._end_s >= now_s + LEAST_AHEAD_S:
+            return self._end_s
+        self._spares_s.clear()
+        held_s = now_s + SOON_S - self._end_s
+        if self._is_quiet and held_s <= 1 / PICTURES_PER_SECOND:
+            self._note_held(held_s)
+            return now_s + SOON_S
+        self.stalls += 1
+        return now_s + LEAD_S
+
+    def _stretch_s(self) -> float:
+        """By how much silence is made longer, negative: shorter, given the time that is spare before it is heard."""
         spares = self._spares_s
-        spares.append(spare_s)
-        too_much_s = min(spares) - SPARE_S
-        is_silent = np.abs(sound).max(initial=0.0) < SILENT
-        if len(spares) < RECENT or too_much_s < LEAST_SLIP_S or not is_silent:
-            return 0.0
-        slip_s = min(too_much_s, 0.5 / PICTURES_PER_SECOND)
-        self._spares_s = deque((spare - slip_s for spare in spares), RECENT)
-        self.slipped_s += slip_s
-        return slip_s
+        too_much_s = 0.0 if len(spares) < RECENT else min(spares) - SPARE_S
+        too_little_s = 0.0 if len(spares) < FEW else LEAST_SPARE_S - max(list(spares)[-FEW:])
+        stretch_s, most_s = 0.0, 0.5 / PICTURES_PER_SECOND
+        if too_much_s >= LEAST_SLIP_S:
+            stretch_s = -min(too_much_s, most_s)
+            self.slipped_s -= stretch_s
+        elif too_little_s > 0:
+            stretch_s = min(too_little_s, most_s)
+            self._note_held(stretch_s)
+        self._spares_s = deque((spare + stretch_s for spare in spares), RECENT)
+        return stretch_s
+
+    def _note_held(self, seconds: float) -> None:
+        self.held_s += seconds
+        self.longest_held_s = max(self.longest_held_s, seconds)
 
     def _replace_from(self, first: int, now_s: float) -> None:
         """Pictures from ``first`` on are void; those before are still shown, but all falls silent now."""
         if self._generation is None:
             return
+        self._is_quiet = True
         cut_s = next(
             (s.at_s + (first - s.first) / PICTURES_PER_SECOND for s in self._segments if _holds(s, first)), None
         )

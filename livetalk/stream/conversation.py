@@ -37,8 +37,8 @@ from livetalk.types import MODEL_RATE, LiveTalkError, TextDelta
 
 log = logging.getLogger(__name__)
 
-BEGINNING_S = 0.8
-"""So long at most a talker waits for the first pictures of its reply before it works on: cores may be few."""
+BEGINNING_S, CALMING_S = 0.8, 0.5
+"""Cores may be few: so long at most a talker waits for the first pictures of its reply, and after an interruption."""
 
 CLOSING_S = 5.0
 TEXT_LIMIT = 2_000
@@ -87,6 +87,8 @@ class Conversation:
         """When the visitor's last turn ended, in seconds of the conversation: the voice, not the pause after it."""
         self.confirmed_at_s: float | None = None
         """When a guess that nobody contradicts will be sure."""
+        self.is_calm = True
+        """Whether the first pictures after the latest interruption are made: the talker listens on when they are."""
         self._broken: Reply | None = None
         self._broken_from = 0
         self._line: int | None = None
@@ -157,7 +159,7 @@ class Conversation:
             self._drop(reply)
             return False
         shown = self._shown_picture()
-        reply.is_dropped = True
+        reply.is_dropped, self.is_calm = True, False
         self._broken, self._broken_from = reply, shown
         self._avatar_line(reply, reply.heard_before(shown), final=True, cut=True)
         self.talker.cancel(reply.heard_s(shown))  # also when all was given: a server wants to know what was heard
@@ -282,6 +284,8 @@ class Conversation:
                 self._is_working = False
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self._closed or self._jobs)
+                self._changed.wait_for(lambda: self._closed or self.is_calm, CALMING_S)
+                self.is_calm = True
                 if self._closed:
                     break
                 kind, what = self._jobs.popleft()
@@ -353,8 +357,7 @@ class Conversation:
             if not (reply.waiting or reply.said) and self.reply is reply:
                 self.reply = None
             return
-        broken, self._broken = self._broken, None
-        self.reply = None
+        broken, self._broken, self.reply = self._broken, None, None
         if broken is not None:
             self._resume(broken)
 

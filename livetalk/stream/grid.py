@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from livetalk.stream.pace import Playback
 from livetalk.types import PICTURES_PER_LATENT, PICTURES_PER_SECOND, picture_span
 
+SAFETY_PICTURES = 2
+"""After an interruption at least so many pictures after the one on screen stay: new ones must be made and arrive."""
+
 
 @dataclass(frozen=True)
 class Grid:

@@ -24,8 +24,8 @@ Timer = Callable[[], float]
 
 REMEMBERED_STEPS = 256
 REMEMBERED_HASTE = 4
-LEAST_HASTE, HASTE_SPARE, MOST_HASTE = 1.35, 1.15, 2.0
-"""Of an ``Allowance``: never less, this much more than the worst of late, never more."""
+HASTE_SPARE, MOST_HASTE = 1.15, 2.0
+"""Of an ``Allowance``: this much more than the worst of late, never more."""
 LEAST_MARGIN_S = 0.15
 MARGIN_FACTOR = 1.5
 CONVERSATION_FACTOR = 2.0
@@ -112,15 +112,19 @@ class Allowance:
 
     Small while expectations are kept; as large as the worst of the last few times otherwise, because beside a browser
     or a talker a machine may be slower exactly when it is wanted.
+
+    Args:
+        least: the factor while expectations are kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, least: float) -> None:
+        self._least = least
         self._seen: deque[float] = deque(maxlen=REMEMBERED_HASTE)
 
     @property
     def factor(self) -> float:
         """The factor."""
-        return min(max(LEAST_HASTE, HASTE_SPARE * max(self._seen, default=1.0)), MOST_HASTE)
+        return min(max(self._least, HASTE_SPARE * max(self._seen, default=1.0)), MOST_HASTE)
 
     def note(self, expected_s: float, took_s: float) -> None:
         """What was expected to take ``expected_s`` took ``took_s``."""
@@ -129,36 +133,40 @@ class Allowance:
 
 
 class FirstPicture:
-    """How long people wait for the first picture of a piece of speech, once its sound is there.
+    """How long people wait for the first picture of a piece of speech, or of silence, once its sound is there.
 
     Args:
         timer: the clock that is read.
+        making_s: seconds in which a picture is expected to be made.
+        least: see ``Allowance``.
     """
 
-    def __init__(self, timer: Timer) -> None:
-        self._timer = timer
+    def __init__(self, timer: Timer, making_s: Callable[[int], float], least: float) -> None:
+        self._timer, self._making_s = timer, making_s
         self._heard_at_s: float | None = None
+        self.allowance = Allowance(least)
+        """On the time the next one is expected to take."""
         self.awaited: int | None = None
         """The picture that is waited for."""
         self.took_s: float | None = None
         """From the last sample that the latest speech's first chunk needed to its first picture."""
 
-    def await_(self, picture: int | None) -> None:
-        """Speech begins at ``picture``; None = it was never said."""
-        self.awaited, self._heard_at_s = picture, None
+    def await_(self, picture: int | None, *, is_heard: bool = False) -> None:
+        """Speech begins at ``picture``, None = it was never said; ``is_heard``: the sound it needs is there."""
+        self.awaited, self._heard_at_s = picture, self._timer() if is_heard else None
 
     def note_sound(self) -> None:
         """The sound it needs is there."""
         if self._heard_at_s is None:
             self._heard_at_s = self._timer()
 
-    def note_made(self, stop: int) -> int | None:
-        """Everything before picture ``stop`` is made; returns the awaited one if it has just become so."""
+    def note_made(self, stop: int) -> None:
+        """Everything before picture ``stop`` is made."""
         made = self.awaited
         if made is None or self._heard_at_s is None or made >= stop:
-            return None
+            return
         self.took_s, self.awaited = self._timer() - self._heard_at_s, None
-        return made
+        self.allowance.note(self._making_s(made), self.took_s)
 
 
 class StageTimes:

@@ -23,16 +23,14 @@ import numpy as np
 
 from livetalk.hub import Models
 from livetalk.stream.chunks import ChunkMaker, Look, Take
-from livetalk.stream.grid import Grid
-from livetalk.stream.pace import LEAST_MARGIN_S, Allowance, FirstPicture, Playback, Speed, StageTimes, Timer
+from livetalk.stream.grid import SAFETY_PICTURES, Grid
+from livetalk.stream.pace import LEAST_MARGIN_S, FirstPicture, Playback, Speed, StageTimes, Timer
 from livetalk.stream.past import StreamSnapshot
 from livetalk.stream.track import SoundTrack
 from livetalk.types import MODEL_SAMPLES_PER_PICTURE, PICTURES_PER_SECOND, AudioChunk, Identity, Pictures, SpeechEnd
 
-SAFETY_PICTURES = 2
-"""After ``clear`` at least so many pictures after the one on screen stay: new ones must be made and arrive."""
-CALM_FACTOR, FIRST_FACTOR = 1.6, 1.1
-"""Allowance on the time a chunk takes after an interruption, and for the first of a reply whose sound is on its way."""
+HASTE, CALM, LAST_MOMENT = 1.35, 1.6, 1.1
+"""Least allowance on the time a chunk takes: the first of a reply; after an interruption; and if its sound is late."""
 SPEAKING_LEVEL = 0.01
 """Pieces whose sound stays under this amplitude count as silence in what is shown as the state."""
 
@@ -65,8 +63,9 @@ class Performer:
         self._playback = Playback(clock, preset.stream.lead_s if lead_s is None else lead_s) if clock else None
         self.times = StageTimes(clock or time.perf_counter)
         self._speed = Speed(self.times, self._grid.frames)
-        self._first = FirstPicture(clock or time.perf_counter)
-        self._haste = Allowance()
+        self._first = FirstPicture(clock or time.perf_counter, self._making_s, HASTE)
+        self.calm = FirstPicture(clock or time.perf_counter, self._making_s, CALM)
+        """Live: the first picture after an interruption."""
         self._seed, self._overlap = seed, models.device.type == "cuda" if overlap is None else overlap
         self._maker = ChunkMaker(models, identity, seed, self.times, self._overlap)
         self._track = SoundTrack(models.audio)
@@ -75,8 +74,7 @@ class Performer:
         self._held_from: int | None = None
         self._promised: int | None = None
         self._left_before_hold, self._urgent_s = 0, LEAST_MARGIN_S
-        self.generation = 0
-        self.ahead_s = 0.0
+        self.generation, self.ahead_s = 0, 0.0
         """Live: how long before they are due on screen the latest pictures left."""
 
     def push(self, packet: AudioChunk | SpeechEnd, delay_s: float = 0.0) -> None:
@@ -121,10 +119,10 @@ class Performer:
         if self._playback is None:
             self._track.cut(self._next_picture)
         else:
-            soonest = self._grid.soonest(self._playback, self._speed.making_s, CALM_FACTOR)
-            first = max(self._playback.next_picture + SAFETY_PICTURES, soonest)
-            self._next_picture = min(self._next_picture, first)
+            soonest = self._grid.soonest(self._playback, self._speed.making_s, self.calm.allowance.factor)
+            self._next_picture = min(self._next_picture, max(self._playback.next_picture + SAFETY_PICTURES, soonest))
             self._track.break_off(self._next_picture)
+            self.calm.await_(self._next_picture, is_heard=True)
         self._rewind(self._grid.chunk_of(self._next_picture))
         self._first.await_(None)
         return self._next_picture
@@ -143,7 +141,7 @@ class Performer:
             The first picture held.
         """
         assert self._playback is not None
-        soonest = self._grid.soonest(self._playback, self._speed.making_s, self._haste.factor)
+        soonest = self._grid.soonest(self._playback, self._speed.making_s, self._first.allowance.factor)
         first = max(math.ceil((self._playback.position_s + delay_s) * PICTURES_PER_SECOND), soonest)
         first = max(first, self._track.next_picture, self._takes[0].first if self._takes else self._next_picture)
         self._held_from = self._promised = first
@@ -307,7 +305,11 @@ class Performer:
         """So close to playback a chunk is made with what sound there is; a reply's first waits as long as it can."""
         if self._promised is None or self._first.awaited != self._promised:
             return self._urgent_s
-        return min(self._urgent_s, FIRST_FACTOR * self._speed.making_s(self._grid.frame_of(self._promised) + 1))
+        return min(self._urgent_s, LAST_MOMENT * self._making_s(self._promised))
+
+    def _making_s(self, picture: int) -> float:
+        """How long it takes to make a chunk and to decode it up to ``picture``."""
+        return self._speed.making_s(self._grid.frame_of(picture) + 1)
 
     def _is_ready(self, take: Take) -> bool:
         """Whether the next picture to leave does not wait for a decoder."""
@@ -350,10 +352,8 @@ class Performer:
 
     def _redo_from_sample(self, sample: int) -> None:
         """Sound from ``sample`` on is new: unmake the chunks that heard it, as far as they have not left."""
-        for take in self._takes:
-            if take.stop > self._next_picture and self._sound_stop(take.index) > sample:
-                self._rewind(take.index)
-                return
+        heard = (x.index for x in self._takes if x.stop > self._next_picture and self._sound_stop(x.index) > sample)
+        self._rewind(next(heard, self._next_chunk))
 
     def _rewind(self, chunk: int) -> None:
         """Unmake chunk ``chunk`` and all behind it."""
@@ -373,9 +373,8 @@ class Performer:
         first, stop = self._next_picture, self._piece_stop()
         begun = max(stop, first + 1)  # what is next is decoded ahead
         pictures = take.pictures(first, begun)
-        made = self._first.note_made(begun)
-        if made is not None:
-            self._haste.note(self._speed.making_s(self._grid.frame_of(made) + 1), self._first.took_s or 0.0)
+        for awaited in (self._first, self.calm):
+            awaited.note_made(begun)
         if stop <= first or (self._playback is not None and self._playback.due_in_s(stop) > 0):
             return None
         if self._playback is not None:

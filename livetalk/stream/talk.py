@@ -18,8 +18,8 @@ from livetalk.hub import Models
 from livetalk.media.sound import StreamResampler
 from livetalk.stream.chunks import Look
 from livetalk.stream.conversation import Conversation
+from livetalk.stream.grid import SAFETY_PICTURES
 from livetalk.stream.pace import Clock
-from livetalk.stream.performer import SAFETY_PICTURES
 from livetalk.stream.reply import Reply
 from livetalk.stream.session import CLIP_AHEAD_S, Session
 from livetalk.stream.snapshot import SessionSnapshot
@@ -232,6 +232,7 @@ class TalkSession(Session):
             if look is not None:
                 self._performer.change_look(look)
             void = self._clear() if self._cleared is not None else None
+            self._note_calm()
             reply = self.conversation.reply
             if self._spoken is not None and self._spoken is not reply:
                 self._performer.withdraw()
@@ -280,6 +281,12 @@ class TalkSession(Session):
             return None
         nothing = np.zeros((0, *self._picture_size, 3), np.uint8)
         return Pictures(first, nothing, np.zeros(0, np.float32), self._scope.cancel(), speaking=False)
+
+    def _note_calm(self) -> None:
+        """Once the first pictures after an interruption are made, the talker may listen on."""
+        if not self.conversation.is_calm and self._performer.calm.awaited is None:
+            self.conversation.is_calm = True
+            self._changed.notify_all()
 
     def _note_left(self, reply: Reply) -> None:
         """Once its first pictures have left, the talker may work on."""

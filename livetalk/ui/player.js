@@ -4,11 +4,15 @@
 // AudioContext clock; the picture to draw follows from the time that is *heard* now. A late fragment moves sound and
 // pictures together. A fragment of a new generation replaces everything from its first picture on.
 
-const LEAD_S = 0.1; // scheduled ahead of the first sound, and after every late fragment
+const LEAD_S = 0.1; // scheduled ahead of the first sound, and after every stall
+const LEAST_AHEAD_S = 0.01; // a fragment that comes later before its time is late
+const SOON_S = 0.02; // scheduled ahead of a late fragment where only silence grows
 const FADE_S = 0.005;
 const AHEAD_S = 0.012; // of a timer before the picture it is for
 const SPARE_S = 0.04; // enough between the arrival of a fragment that left at the last moment and its sound
+const LEAST_SPARE_S = 0.02; // too little if even the best of a few has no more
 const RECENT = 16; // fragments that tell how much there is between the two
+const FEW = 4;
 const LEAST_SLIP_S = 0.005;
 const SILENT = 0.005; // nobody misses some hundredths of a second that are no louder
 const KEPT = 6000; // entries of the debug logs: six minutes of pictures
@@ -57,12 +61,13 @@ class Player {
     this.replacedFrom = 0;
     this.nextIndex = 0;
     this.end = null;
+    this.isQuiet = true; // what is scheduled ends in silence
     this.spares = []; // seconds, see schedule()
     this.shown = -1;
     this.shownGeneration = null;
     this.counters = {
       fragments: 0, stale: 0, lostFragments: 0, received: 0, decoded: 0, drawn: 0, skipped: 0, stalls: 0,
-      stallMs: 0, slippedMs: 0, decodeErrors: 0, heardSamples: 0,
+      stallMs: 0, slippedMs: 0, heldMs: 0, longestHeldMs: 0, decodeErrors: 0, heardSamples: 0,
     };
     this.log = { fragments: [], drawn: [], heard: [], stalls: [], generations: [], offsets: [] };
   }
@@ -191,6 +196,7 @@ class Player {
     this.changed('generation', { generation, first, cut: cut === null ? now : cut });
     if (fresh) return;
     this.silence();
+    this.isQuiet = true;
     if (cut === null || cut <= now) {
       this.segments = [];
       this.end = null;
@@ -219,30 +225,27 @@ class Player {
   // When the sound of a fragment is heard: behind the one before, or a little from now if that is over.
   //
   // The server says how far ahead of its own clock a fragment left. What would remain if it had left at the last moment
-  // is spare: it grows when a late fragment moves everything back, or when the sound device is slower than the server.
-  // Visitors wait for it in every answer, so silence is made shorter until little enough of it is left: the last picture
-  // of a silent fragment stays for less than a sixteenth of a second.
+  // is spare: it grows when a stall moves everything back, or when the sound device is slower than the server. Visitors
+  // wait for it in every answer, and without it the next late fragment would be a stall. So silence is elastic: shorter
+  // where too much is spare, longer where too little is or where a fragment comes late behind it. The last picture of a
+  // silent fragment stays less than a sixteenth of a second, or one more at most; where that does not do, it is a stall.
   schedule(header, pcm) {
     const now = this.context.currentTime;
+    const isSilent = pcm.every((x) => Math.abs(x) < 32768 * SILENT);
     let at = this.end;
-    if (at === null) {
-      at = now + LEAD_S;
-    } else if (at < now + 0.01) {
-      this.counters.stalls += 1;
-      this.counters.stallMs += Math.round(1000 * (now + LEAD_S - at));
-      keep(this.log.stalls, { picture: header.first, ms: 1000 * (now + LEAD_S - at) });
-      this.changed('late', {});
-      at = now + LEAD_S;
-      this.spares = [];
-    }
-    const slip = this.slip(at - now - (header.facts.ahead_s || 0), header, pcm);
-    const samples = pcm.length - Math.round(slip * header.rate);
+    if (at === null) at = now + LEAD_S;
+    else if (at < now + LEAST_AHEAD_S) at = this.late(header, at, now);
+    this.spares.push(at - now - (header.facts.ahead_s || 0));
+    if (this.spares.length > RECENT) this.spares.shift();
+    const stretch = isSilent ? this.stretch(0.5 / header.fps) : 0;
+    this.isQuiet = isSilent;
+    const samples = pcm.length + Math.round(stretch * header.rate);
     let source = null;
     let heard = null;
     if (samples > 0) {
       const buffer = this.context.createBuffer(1, samples, header.rate);
       const channel = buffer.getChannelData(0);
-      for (let i = 0; i < samples; i += 1) channel[i] = pcm[i] / 32768;
+      for (let i = 0; i < Math.min(samples, pcm.length); i += 1) channel[i] = pcm[i] / 32768;
       source = this.context.createBufferSource();
       source.buffer = buffer;
       source.connect(this.volume);
@@ -253,21 +256,42 @@ class Player {
     }
     const { first, pictures, generation, state } = header;
     this.segments.push({ at, first, pictures, generation, state, source, heard });
-    this.end = at + pictures / header.fps - slip;
+    this.end = at + pictures / header.fps + stretch;
     return at;
   }
 
-  // Seconds by which a fragment is made shorter, given its spare time; see schedule().
-  slip(spare, header, pcm) {
-    this.spares.push(spare);
-    if (this.spares.length > RECENT) this.spares.shift();
-    const tooMuch = Math.min(...this.spares) - SPARE_S;
-    const isSilent = pcm.every((x) => Math.abs(x) < 32768 * SILENT);
-    if (this.spares.length < RECENT || tooMuch < LEAST_SLIP_S || !isSilent) return 0;
-    const slip = Math.min(tooMuch, 0.5 / header.fps);
-    this.spares = this.spares.map((value) => value - slip);
-    this.counters.slippedMs += Math.round(1000 * slip);
-    return slip;
+  // When a late fragment is heard that should have been at `at`: soon if only silence grows, or after a stall.
+  late(header, at, now) {
+    this.spares = [];
+    if (this.isQuiet && now + SOON_S - at <= 1 / header.fps) {
+      this.noteHeld(now + SOON_S - at);
+      return now + SOON_S;
+    }
+    const ms = 1000 * (now + LEAD_S - at);
+    this.counters.stalls += 1;
+    this.counters.stallMs += Math.round(ms);
+    keep(this.log.stalls, { picture: header.first, ms });
+    this.changed('late', {});
+    return now + LEAD_S;
+  }
+
+  // Seconds by which a silent fragment is made longer, negative: shorter, at most `most`; see schedule().
+  stretch(most) {
+    const tooMuch = this.spares.length < RECENT ? 0 : Math.min(...this.spares) - SPARE_S;
+    const tooLittle = this.spares.length < FEW ? 0 : LEAST_SPARE_S - Math.max(...this.spares.slice(-FEW));
+    let stretch = 0;
+    if (tooMuch >= LEAST_SLIP_S) stretch = -Math.min(tooMuch, most);
+    else if (tooLittle > 0) stretch = Math.min(tooLittle, most);
+    if (stretch < 0) this.counters.slippedMs -= Math.round(1000 * stretch);
+    else this.noteHeld(stretch);
+    this.spares = this.spares.map((value) => value + stretch);
+    return stretch;
+  }
+
+  noteHeld(seconds) {
+    const ms = Math.round(1000 * seconds);
+    this.counters.heldMs += ms;
+    this.counters.longestHeldMs = Math.max(this.counters.longestHeldMs, ms);
   }
 
   decode(header, parts) {
