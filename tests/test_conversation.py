@@ -366,8 +366,9 @@ def test_pictures_that_leave_let_the_talker_go_on(monkeypatch) -> None:
     visit.write("hello")
     while not next(stream).speaking:
         pass
-    next(stream)
-    assert visit.conversation.reply.has_left
+    reply = visit.conversation.reply
+    while not reply.has_left:
+        next(stream)
     stream.close()
     visit.stop()
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from livetalk.stream.pace import Playback
-from livetalk.types import PICTURES_PER_LATENT, PICTURES_PER_SECOND, picture_span
+from livetalk.types import MODEL_SAMPLES_PER_PICTURE, PICTURES_PER_LATENT, PICTURES_PER_SECOND, picture_span
 
 SAFETY_PICTURES = 2
 """After an interruption at least so many pictures after the one on screen stay: new ones must be made and arrive."""
@@ -18,13 +18,23 @@ SAFETY_PICTURES = 2
 
 @dataclass(frozen=True)
 class Grid:
-    """Chunks of ``frames`` latent frames; the first frame of the stream is one picture, later ones four."""
+    """Chunks of ``frames`` latent frames; the first frame of the stream is one picture, later ones four.
+
+    Attributes:
+        frames: latent frames of a chunk.
+        look_ahead: samples at ``MODEL_RATE`` that a chunk hears beyond its pictures.
+    """
 
     frames: int
+    look_ahead: int = 0
 
     def span(self, chunk: int) -> tuple[int, int]:
         """First picture of a chunk, and the one after its last."""
         return picture_span(chunk * self.frames, self.frames)
+
+    def sound_stop(self, chunk: int) -> int:
+        """Position after the last sample that a chunk hears."""
+        return self.span(chunk)[1] * MODEL_SAMPLES_PER_PICTURE + self.look_ahead
 
     def chunk_of(self, picture: int) -> int:
         """The chunk that holds ``picture``."""

@@ -27,10 +27,10 @@ from livetalk.stream.grid import SAFETY_PICTURES, Grid
 from livetalk.stream.pace import LEAST_MARGIN_S, FirstPicture, Playback, Speed, StageTimes, Timer
 from livetalk.stream.past import StreamSnapshot
 from livetalk.stream.track import SoundTrack
-from livetalk.types import MODEL_SAMPLES_PER_PICTURE, PICTURES_PER_SECOND, AudioChunk, Identity, Pictures, SpeechEnd
+from livetalk.types import PICTURES_PER_SECOND, AudioChunk, Identity, Pictures, SpeechEnd
 
-HASTE, CALM, LAST_MOMENT = 1.35, 1.6, 1.1
-"""Least allowance on the time a chunk takes: the first of a reply; after an interruption; and if its sound is late."""
+HASTE, CALM, LAST_MOMENT, BUSY = 1.35, 1.6, 1.1, 2.5
+"""Allowance on making a chunk: least for a reply; after an interruption; for late sound; while a talker is at work."""
 SPEAKING_LEVEL = 0.01
 """Pieces whose sound stays under this amplitude count as silence in what is shown as the state."""
 
@@ -58,8 +58,7 @@ class Performer:
         overlap: bool | None = None,
     ) -> None:
         preset = models.preset
-        self._grid = Grid(preset.rollout.chunk_frames)
-        self._look_ahead = preset.audio.look_ahead_samples
+        self._grid = Grid(preset.rollout.chunk_frames, preset.audio.look_ahead_samples)
         self._playback = Playback(clock, preset.stream.lead_s if lead_s is None else lead_s) if clock else None
         self.times = StageTimes(clock or time.perf_counter)
         self._speed = Speed(self.times, self._grid.frames)
@@ -74,6 +73,8 @@ class Performer:
         self._held_from: int | None = None
         self._promised: int | None = None
         self._left_before_hold, self._urgent_s = 0, LEAST_MARGIN_S
+        self.expects_speech = False
+        """Live: speech may come at any moment; silence is made as late as it can be."""
         self.generation, self.ahead_s = 0, 0.0
         """Live: how long before they are due on screen the latest pictures left."""
 
@@ -303,9 +304,9 @@ class Performer:
 
     def _late_s(self) -> float:
         """So close to playback a chunk is made with what sound there is; a reply's first waits as long as it can."""
-        if self._promised is None or self._first.awaited != self._promised:
-            return self._urgent_s
-        return min(self._urgent_s, LAST_MOMENT * self._making_s(self._promised))
+        if self._promised is not None and self._first.awaited == self._promised:
+            return min(self._urgent_s, LAST_MOMENT * self._making_s(self._promised))
+        return max(self._urgent_s, BUSY * self._making_s(self._next_picture)) if self.expects_speech else self._urgent_s
 
     def _making_s(self, picture: int) -> float:
         """How long it takes to make a chunk and to decode it up to ``picture``."""
@@ -324,13 +325,12 @@ class Performer:
         self._urgent_s = self.margin_s  # kept while this speech lasts, or a slow moment would outrun its delay
         self._first.await_(start)
 
-    def _sound_stop(self, chunk: int) -> int:
-        """Position after the last sample that chunk ``chunk`` hears."""
-        return self._grid.span(chunk)[1] * MODEL_SAMPLES_PER_PICTURE + self._look_ahead
-
     def _sound_is_there(self, chunk: int) -> bool:
         """Whether all that chunk ``chunk`` hears, and all that is heard with its pictures, is settled."""
-        return self._track.covers(self._sound_stop(chunk), self._grid.span(chunk)[1])
+        first, stop = self._grid.span(chunk)
+        if self.expects_speech and first >= self._track.next_picture:
+            return False
+        return self._track.covers(self._grid.sound_stop(chunk), stop)
 
     def _may_make(self, *, ahead: bool) -> bool:
         """Whether the next chunk should be made now; ``ahead``: although pictures of the chunk before still wait."""
@@ -352,8 +352,8 @@ class Performer:
 
     def _redo_from_sample(self, sample: int) -> None:
         """Sound from ``sample`` on is new: unmake the chunks that heard it, as far as they have not left."""
-        heard = (x.index for x in self._takes if x.stop > self._next_picture and self._sound_stop(x.index) > sample)
-        self._rewind(next(heard, self._next_chunk))
+        open_ = (take.index for take in self._takes if take.stop > self._next_picture)
+        self._rewind(next((x for x in open_ if self._grid.sound_stop(x) > sample), self._next_chunk))
 
     def _rewind(self, chunk: int) -> None:
         """Unmake chunk ``chunk`` and all behind it."""

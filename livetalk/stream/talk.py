@@ -31,6 +31,9 @@ from livetalk.types import MODEL_RATE, PICTURES_PER_SECOND, AudioChunk, Identity
 SHOWING_S = 0.04
 """Allowance for a picture to leave; on the way to a screen it has the time that the player waits at the beginning."""
 
+SOON_S = 1.0
+"""Most replies begin so soon after the visitor's voice; silence is made early again where one does not."""
+
 LAST_CHANCE_S = 0.03
 """A guess that is not sure this long before its first picture is due is taken back."""
 
@@ -232,21 +235,27 @@ class TalkSession(Session):
             if look is not None:
                 self._performer.change_look(look)
             void = self._clear() if self._cleared is not None else None
-            self._note_calm()
             reply = self.conversation.reply
             if self._spoken is not None and self._spoken is not reply:
                 self._performer.withdraw()
                 self._performer.push(SpeechEnd())
                 self._spoken = None
+            self._performer.expects_speech = self._is_expected(reply)
             if reply is None:
                 return void
             self._take_back_late_guess(reply)
             if void is None and (reply.waiting or self._spoken is not None):
                 self._speak(reply)
                 void = self._show(reply)
-                self._note_left(reply)
                 self._end(reply)
             return void
+
+    def _is_expected(self, reply: Reply | None) -> bool:
+        """Whether a reply may begin at any moment: the making of silence would only be in its way."""
+        stopped_at_s = self.conversation.stopped_at_s
+        if reply is None or reply is self._spoken or reply.waiting or stopped_at_s is None:
+            return False
+        return self._since_opened_s() - stopped_at_s < SOON_S
 
     def _speak(self, reply: Reply) -> None:
         """Hand the reply's speech on; its first piece decides where it begins."""
@@ -282,17 +291,16 @@ class TalkSession(Session):
         nothing = np.zeros((0, *self._picture_size, 3), np.uint8)
         return Pictures(first, nothing, np.zeros(0, np.float32), self._scope.cancel(), speaking=False)
 
-    def _note_calm(self) -> None:
-        """Once the first pictures after an interruption are made, the talker may listen on."""
-        if not self.conversation.is_calm and self._performer.calm.awaited is None:
-            self.conversation.is_calm = True
+    def _wait(self) -> None:
+        """Nothing can be made or leave now: a talker that made room for the first pictures may work on."""
+        with self._changed:
+            if self._cleared is None and self._performer.calm.awaited is None:
+                self.conversation.is_calm = True
+            spoken = self._spoken
+            if spoken is not None and spoken.is_sure and self._performer.next_picture > self._spoken_from:
+                spoken.has_left = True
             self._changed.notify_all()
-
-    def _note_left(self, reply: Reply) -> None:
-        """Once its first pictures have left, the talker may work on."""
-        if reply.is_sure and not reply.has_left and self._performer.next_picture > self._spoken_from:
-            reply.has_left = True
-            self._changed.notify_all()
+        super()._wait()
 
     def _end(self, reply: Reply) -> None:
         if self._is_closed_off and reply.is_sure and self._performer.shown_picture >= self._spoken_stop:
