@@ -21,8 +21,9 @@ from livetalk.stream.talkers.protocol import Heard, Persona
 from livetalk.types import LiveTalkError
 from livetalk.ui import line as line_module
 from livetalk.ui import live as live_module
-from livetalk.ui.line import LIVE_LIMIT, Line
+from livetalk.ui.line import Line, visitor_limit
 from livetalk.ui.live import LiveSessions, Talk
+from livetalk.ui.page import launch_options
 from livetalk.ui.shelf import Shelf
 from tests.live import tiny_models
 from tests.test_conversation import Scripted, words
@@ -197,14 +198,23 @@ def test_an_invitation_lapses(monkeypatch) -> None:
 
 
 def test_the_line_is_bounded() -> None:
-    line = Line(lambda: 1)
+    line = Line(lambda: 1, limit=5)
     line.take("on")
-    waiting = [line.waits(f"visitor {number}") for number in range(LIVE_LIMIT - 1)]
-    assert [next(one) for one in waiting] == list(range(1, LIVE_LIMIT))
+    waiting = [line.waits(f"visitor {number}") for number in range(4)]
+    assert [next(one) for one in waiting] == [1, 2, 3, 4]
     with pytest.raises(LiveTalkError, match="waiting already"):
         next(line.waits("one more"))
     waiting[0].close()
-    assert next(line.waits("one more")) == LIVE_LIMIT - 1
+    assert next(line.waits("one more")) == 4
+
+
+def test_how_many_may_be_on_or_wait_can_be_set(monkeypatch) -> None:
+    assert launch_options()["max_threads"] > visitor_limit() == 24
+    monkeypatch.setenv("LIVETALK_VISITORS", "100")
+    assert launch_options()["max_threads"] > visitor_limit() == 100, "each keeps a thread busy"
+    monkeypatch.setenv("LIVETALK_VISITORS", "many")
+    with pytest.raises(LiveTalkError, match="LIVETALK_VISITORS is 'many'"):
+        visitor_limit()
 
 
 @pytest.mark.parametrize(

@@ -98,9 +98,18 @@ def configured_places() -> int | None:
     Raises:
         LiveTalkError: no whole number above 0.
     """
-    said = os.environ.get(PLACES_VARIABLE, "").strip()
+    return configured_number(PLACES_VARIABLE, "live sessions")
+
+
+def configured_number(variable: str, what: str) -> int | None:
+    """What an environment variable says; None = nothing.
+
+    Raises:
+        LiveTalkError: no whole number above 0 (of ``what``).
+    """
+    said = os.environ.get(variable, "").strip()
     if not said:
         return None
     if not said.isdigit() or int(said) < 1:
-        raise LiveTalkError(f"{PLACES_VARIABLE} is {said[:40]!r}. Expected a whole number of live sessions, 1 or more.")
+        raise LiveTalkError(f"{variable} is {said[:40]!r}. Expected a whole number of {what}, 1 or more.")
     return int(said)

@@ -30,7 +30,7 @@ from livetalk.stream.talkers.protocol import Persona, VisitorTurn
 from livetalk.types import PICTURES_PER_SECOND, PLAYBACK_RATE, LiveTalkError, Pictures
 from livetalk.ui.chats import Chats
 from livetalk.ui.checks import check_mode, check_sid
-from livetalk.ui.line import LIVE_LIMIT
+from livetalk.ui.line import visitor_limit
 from livetalk.ui.live import SPEECH_LIMIT_S, LiveSessions, Talk
 from livetalk.ui.outbox import Outbox
 from livetalk.ui.plain import (
@@ -220,10 +220,10 @@ def _served(path: Path) -> FileData:
     return file
 
 
-def add_api(sessions: LiveSessions, outbox: Outbox, live_limit: int = LIVE_LIMIT) -> Callable[..., Any]:
+def add_api(sessions: LiveSessions, outbox: Outbox) -> Callable[..., Any]:
     """Registers the endpoints in the current ``gr.Blocks``; returns the render function, which the page uses too."""
     render = _add_render(sessions, outbox)
-    _add_live(sessions, outbox, live_limit)
+    _add_live(sessions, outbox)
     _add_chat(sessions, outbox)
     return render
 
@@ -246,7 +246,7 @@ def _add_render(sessions: LiveSessions, outbox: Outbox) -> Callable[..., Any]:
     return render
 
 
-def _add_live(sessions: LiveSessions, outbox: Outbox, live_limit: int) -> None:
+def _add_live(sessions: LiveSessions, outbox: Outbox) -> None:
     def session(
         sid: str,
         portrait: FileData,
@@ -311,7 +311,7 @@ def _add_live(sessions: LiveSessions, outbox: Outbox, live_limit: int) -> None:
 
     stream = plain_stream(session)
     stream.__signature__ = inspect.signature(session).replace(return_annotation=Piece)  # type: ignore[attr-defined]
-    gr.api(stream, api_name="session", concurrency_limit=live_limit, concurrency_id="live")
+    gr.api(stream, api_name="session", concurrency_limit=visitor_limit(), concurrency_id="live")
     gr.api(push_audio, api_name="push_audio", queue=False)
     gr.api(say, api_name="say", queue=False)
     gr.api(stop, api_name="stop", queue=False)

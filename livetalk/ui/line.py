@@ -11,14 +11,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from livetalk.stream.capacity import configured_number
 from livetalk.types import LiveTalkError
 
-LIVE_LIMIT = 24
-"""Visitors who are on or wait; each keeps one of the server's threads busy. Further ones are turned away."""
+VISITORS_VARIABLE, VISITORS = "LIVETALK_VISITORS", 24
+"""Visitors who are on or wait, unless the variable says otherwise; further ones are turned away."""
 
 ASKED_AGAIN_S = 0.5
 INVITED_S = 10.0
 """An invitation to a place lapses after this time."""
+
+
+def visitor_limit() -> int:
+    """Visitors who may be on or wait at once; each keeps one of the server's threads busy.
+
+    Raises:
+        LiveTalkError: ``LIVETALK_VISITORS`` is no whole number above 0.
+    """
+    return configured_number(VISITORS_VARIABLE, "visitors") or VISITORS
 
 
 class Line:
@@ -26,10 +36,11 @@ class Line:
 
     Args:
         places: tells how many visitors may be on at the moment.
+        limit: how many may be on or wait.
     """
 
-    def __init__(self, places: Callable[[], int]) -> None:
-        self._places = places
+    def __init__(self, places: Callable[[], int], limit: int = VISITORS) -> None:
+        self._places, self._limit = places, limit
         self._changed = threading.Condition()
         self._on: set[str] = set()
         self._invited: dict[str, float] = {}
@@ -97,7 +108,7 @@ class Line:
     def _enter(self, name: str) -> None:
         if name in self._waiting or name in self._on:
             raise LiveTalkError("This sid is in use. Every session needs a new one: for example uuid.uuid4().hex.")
-        if len(self._waiting) + len(self._on) >= LIVE_LIMIT:
+        if len(self._waiting) + len(self._on) >= self._limit:
             raise LiveTalkError(f"{len(self._waiting)} visitors are waiting already. Please come back a little later.")
         self._waiting.append(name)
 

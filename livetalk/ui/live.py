@@ -27,7 +27,7 @@ from livetalk.stream.talk import TalkSession
 from livetalk.stream.talkers.registry import talker_chain
 from livetalk.types import LiveTalkError, Pictures
 from livetalk.ui.checks import check_mode, check_sid, decoded_pcm16
-from livetalk.ui.line import Line
+from livetalk.ui.line import Line, visitor_limit
 from livetalk.ui.opening import Elsewhere, Opening, RemoteConversation, opened, redraw
 from livetalk.ui.shelf import Shelf
 from livetalk.ui.visit import Kept, LiveConversation, LiveSession, Talk, TalkerChain, Visit
@@ -52,7 +52,7 @@ class LiveSessions:
         elsewhere: opens sessions in other processes; None = pictures are made in this one.
 
     Raises:
-        LiveTalkError: ``LIVETALK_PLACES`` is no whole number above 0.
+        LiveTalkError: ``LIVETALK_PLACES`` or ``LIVETALK_VISITORS`` is no whole number above 0.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class LiveSessions:
         self._fixed = places or configured_places()
         measured = self._fixed is None and elsewhere is None
         self._carried = Carried(measured_factor(avatar), measured_gain(avatar)) if measured else Carried(0.0)
-        self._line = Line(lambda: self.places)
+        self._line = Line(lambda: self.places, visitor_limit())
         self._visits: dict[str, Visit] = {}
         self._kept: Shelf[Kept] = Shelf(KEPT_RECORDINGS, KEPT_S, lambda kept: kept.recorder.discard())
         self._ended: deque[str] = deque(maxlen=_REMEMBERED)

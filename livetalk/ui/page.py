@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from livetalk.stream.avatar import Avatar
+from livetalk.stream.capacity import configured_number
 from livetalk.stream.talkers.registry import AUTO, CHOICES, Visitor, choice, default_name, talker_chain
 from livetalk.ui.api import Outbox, add_api
 from livetalk.ui.events import (
@@ -27,7 +27,7 @@ from livetalk.ui.events import (
 )
 from livetalk.ui.lending import LentAvatar, is_lent, lender
 from livetalk.ui.lent import LentGpus
-from livetalk.ui.line import LIVE_LIMIT
+from livetalk.ui.line import visitor_limit
 from livetalk.ui.live import LiveSessions
 from livetalk.ui.look import style_sheet, theme
 from livetalk.ui.opening import Elsewhere
@@ -37,7 +37,9 @@ from livetalk.ui.words import i18n, said
 from livetalk.voice import available_voices
 
 UPLOAD_LIMIT = "100mb"
-SESSION_LIMIT_S = 3600.0
+SESSION_LIMIT_S = 3600
+OTHER_THREADS = 16
+"""Of the server, beside those that visitors keep busy."""
 OFFLINE = "offline"
 """The talker that speaks with the voices of ``livetalk.voice``; others bring their own."""
 
@@ -82,8 +84,11 @@ def build(
         examples: folder with ``portraits/`` and ``speech/``; may be missing, then visitors bring their own.
         places: how many live sessions may be on at once; None = as many as the machine carries.
         elsewhere: opens sessions in other processes; None = pictures are made in this one.
+
+    Raises:
+        LiveTalkError: an environment variable makes no sense.
     """
-    limit_s = float(os.environ.get("LIVETALK_SESSION_LIMIT_S", SESSION_LIMIT_S))
+    limit_s = configured_number("LIVETALK_SESSION_LIMIT_S", "seconds") or SESSION_LIMIT_S
     if is_lent():
         avatar = LentAvatar(avatar, lender(avatar, talker_chain))
         elsewhere = LentGpus(avatar)
@@ -122,6 +127,7 @@ def launch_options() -> dict[str, Any]:
         "ssr_mode": False,
         "run_history": False,
         "show_error": True,
+        "max_threads": visitor_limit() + OTHER_THREADS,
         "max_file_size": UPLOAD_LIMIT,
         "footer_links": ["api", "gradio", "settings"],
         "_frontend": False,  # no visit to itself: it gives up after 3 s, which a busy machine may need
@@ -162,7 +168,7 @@ def _panel(screen: gr.HTML, sessions: LiveSessions, shelf: _Shelf) -> None:
         [face, prompt, seed, who],
         screen,
         trigger_mode="multiple",
-        concurrency_limit=LIVE_LIMIT,
+        concurrency_limit=visitor_limit(),
         concurrency_id="live",
         **quiet,
     )

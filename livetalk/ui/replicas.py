@@ -29,7 +29,7 @@ from livetalk.stream.capacity import Carried
 from livetalk.stream.talkers.registry import talker_chain
 from livetalk.types import PLAYBACK_RATE, LiveTalkError, Pictures
 from livetalk.ui.away import AwaySession, Place, ReplicaLostError
-from livetalk.ui.line import LIVE_LIMIT
+from livetalk.ui.line import visitor_limit
 from livetalk.ui.opening import Opening
 from livetalk.ui.replica import Replica
 from livetalk.ui.visit import TalkerChain
@@ -188,7 +188,7 @@ class Replicas:
 
     def _maker(self, count: int, device: str, arguments: tuple[Any, ...]) -> Callable[[], Any]:
         """What starts a replica."""
-        groups = {"life": 1, "hearing": LIVE_LIMIT, "pictures": LIVE_LIMIT}
+        groups = {"life": 1, "hearing": visitor_limit(), "pictures": visitor_limit()}
         engine = self._ray.remote(concurrency_groups=groups)(Replica)
         gpus = 0.0 if device == "cpu" else self._ray.cluster_resources().get("GPU", 0.0)
         share = min(1.0, gpus / count)

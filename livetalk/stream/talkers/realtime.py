@@ -113,10 +113,10 @@ class RealtimeTalker:
 
     def cancel(self, heard_s: float | None = None) -> None:
         """End the running turn, and tell the server what was heard of it; see the module's docstring."""
-        answer, exchange = self._answer, self._exchange
-        if answer is not None and exchange is not None and self._background is not None:
-            answer.cancel()
-            self._background.post(lambda: self._server.withdraw(exchange, heard_s))
+        answer, exchange, background = self._answer, self._exchange, self._background
+        if answer is not None and exchange is not None and background is not None:
+            answer.cancel()  # whoever waits for the answer may close this talker now
+            background.post(lambda: self._server.withdraw(exchange, heard_s))
 
     def close(self) -> None:
         """Leave the server."""
