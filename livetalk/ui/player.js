@@ -279,9 +279,7 @@ class Player {
   stretch(most) {
     const tooMuch = this.spares.length < RECENT ? 0 : Math.min(...this.spares) - SPARE_S;
     const tooLittle = this.spares.length < FEW ? 0 : LEAST_SPARE_S - Math.max(...this.spares.slice(-FEW));
-    let stretch = 0;
-    if (tooMuch >= LEAST_SLIP_S) stretch = -Math.min(tooMuch, most);
-    else if (tooLittle > 0) stretch = Math.min(tooLittle, most);
+    const stretch = tooMuch >= LEAST_SLIP_S ? -Math.min(tooMuch, most) : Math.min(Math.max(tooLittle, 0), most);
     if (stretch < 0) this.counters.slippedMs -= Math.round(1000 * stretch);
     else this.noteHeld(stretch);
     this.spares = this.spares.map((value) => value + stretch);
