@@ -278,3 +278,30 @@ def test_without_ray_one_sentence_says_what_to_install(monkeypatch, capsys) -> N
     assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(LiveTalkError, match="1 or more"):
         Replicas("mini", "cpu", 0)
+
+
+@pytest.mark.parametrize(("known", "mode"), [(True, "token"), (False, None)])
+def test_a_cluster_that_runs_is_told_the_token_where_one_is_known(known: bool, mode, monkeypatch, tmp_path) -> None:
+    """``ray start`` asks for it by itself; who connects would send none."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(replicas_module, "TOKEN_FILE", tmp_path / "auth_token")
+    if known:
+        (tmp_path / "auth_token").write_text("secret")
+    replicas_module._ray()
+    set_mode = os.environ.pop("RAY_AUTH_MODE", None)
+    assert set_mode == mode
+
+
+def test_a_cluster_that_is_not_there_is_told_in_one_sentence(monkeypatch) -> None:
+    def refuse(**_: object) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster at 127.0.0.1:1")
+
+    class Nowhere:
+        init, shutdown = staticmethod(refuse), staticmethod(lambda: None)
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    expected = r"Ray does not start: Failed .* 127.0.0.1:1\. Is one there \(RAY_ADDRESS\)"
+    with pytest.raises(LiveTalkError, match=expected), replicas_module._cluster(Nowhere, 1):
+        pass

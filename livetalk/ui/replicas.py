@@ -44,6 +44,9 @@ STORE_BYTES = 256 * 2**20
 """Shared memory for pieces on their way."""
 
 WORD_THREADS = 8
+TOKEN_FILE = Path.home() / ".ray" / "auth_token"
+TOKEN_VARIABLES = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+NO_CLUSTER = " Is one there (RAY_ADDRESS), and does this machine know its token (RAY_AUTH_TOKEN, or ~/.ray/auth_token)?"
 _GROUPS = {"live_on": "life", "hear": "hearing", "step": "pictures"}
 """Methods that have threads of their own, so that none waits for another kind."""
 
@@ -315,7 +318,10 @@ def _ray() -> Any:
         LiveTalkError: it is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:  # it reads these when it is imported
+    if os.environ.get("RAY_ADDRESS"):
+        if os.environ.keys() & TOKEN_VARIABLES or TOKEN_FILE.is_file():  # "ray start" asks for a token that it finds
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+    elif "ray" not in sys.modules:  # it reads these when it is imported
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # no cluster: it listens on the loopback only
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -343,5 +349,6 @@ def _cluster(ray: Any, count: int) -> Iterator[None]:
         try:
             ray.init(**options)
         except Exception as error:
-            raise LiveTalkError(f"Ray does not start: {str(error)[:300]}") from error
+            hint = NO_CLUSTER if os.environ.get("RAY_ADDRESS") else ""
+            raise LiveTalkError(f"Ray does not start: {str(error)[:300]}.{hint}") from error
         yield
