@@ -50,6 +50,7 @@ class ObedientTalker:
         self.heard = 0
 
     def turn(self, turn: VisitorTurn, history: Sequence[Message]) -> Iterator[TalkerEvent]:
+        self.wake.clear()
         yield Heard(turn.text or "")
         yield from getattr(self, f"_{turn.text}")(history)
 
@@ -67,7 +68,6 @@ class ObedientTalker:
 
     def _talk(self, _: Sequence[Message]) -> Iterator[TalkerEvent]:
         """Until cancelled."""
-        self.wake.clear()
         while not self.wake.wait(0.01):
             yield SpeechPiece(np.zeros(240, np.float32), RATE)
 
