@@ -10,7 +10,7 @@ import torch
 
 from livetalk.stream.chunks import ChunkMaker
 from livetalk.stream.grid import SAFETY_PICTURES
-from livetalk.stream.pace import StageTimes
+from livetalk.stream.pace import LEAST_MARGIN_S, StageTimes
 from livetalk.types import (
     MODEL_RATE,
     MODEL_SAMPLES_PER_PICTURE,
@@ -403,3 +403,30 @@ def test_another_rate_in_mid_speech_is_refused() -> None:
 
 def test_safety_leaves_time_for_delivery() -> None:
     assert SAFETY_PICTURES >= 1
+
+
+def test_silence_is_made_late_where_speech_is_expected() -> None:
+    """A chunk of silence nobody will see must not be in the way of a reply that is about to come."""
+    ahead_s = {}
+    for expected in (False, True):
+        clock = HandClock()
+        player = performer(clock=clock)
+        live(player, clock, 21)
+        player.expects_speech, chunks = expected, player._next_chunk
+        while player._next_chunk == chunks:
+            clock.now_s += 0.01
+            ahead_s[expected] = player._playback.ahead_s(player.next_picture)
+            list(player.pictures())
+    assert ahead_s[True] < LEAST_MARGIN_S + 0.02 < ahead_s[False]
+
+
+def test_speech_that_is_expected_is_made_at_once() -> None:
+    clock = HandClock()
+    player = performer(clock=clock)
+    live(player, clock, 21)
+    silence = player._takes[-1]
+    player.expects_speech = True
+    player.push(AudioChunk(babble(3.0)))
+    clock.now_s += 0.1
+    list(player.pictures())
+    assert player._takes[-1].index >= silence.index and player._takes[-1] is not silence
